@@ -1,0 +1,80 @@
+package plugwire
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+)
+
+// children are the roles that the test binary plays when a test starts it as
+// another process: childEnv names one. Test files add theirs in init.
+var children = map[string]func(){}
+
+const childEnv = "PLUGWIRE_TEST_CHILD"
+
+// afterTests run when all tests and benchmarks are done.
+var afterTests []func()
+
+func TestMain(m *testing.M) {
+	if role := os.Getenv(childEnv); role != "" {
+		run := children[role]
+		if run == nil {
+			fmt.Fprintf(os.Stderr, "no such child: %s\n", role)
+			os.Exit(2)
+		}
+		run()
+		os.Exit(0)
+	}
+	flag.Parse()
+	before := openDescriptors()
+	code := m.Run()
+	for _, f := range afterTests {
+		f()
+	}
+	if code == 0 {
+		if leak := leaks(before); leak != "" {
+			fmt.Fprintln(os.Stderr, leak)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+// leaks waits for goroutines and descriptors that tests left behind to end, and
+// describes those that do not. Only goroutines with this module's code on their
+// stack count; the process-wide ticker may stay.
+func leaks(before int) string {
+	var report string
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		buf := make([]byte, 4<<20)
+		buf = buf[:runtime.Stack(buf, true)]
+		report = ""
+		for g := range strings.SplitSeq(string(buf), "\n\n") {
+			if strings.Contains(g, "plugwire/plugwire") && !strings.Contains(g, "plugwire.TestMain") {
+				report += g + "\n\n"
+			}
+		}
+		if report != "" {
+			report = "leaked goroutines:\n\n" + report
+		} else if now := openDescriptors(); now > before {
+			report = fmt.Sprintf("leaked descriptors: %d before the tests, %d after", before, now)
+		}
+		if report == "" || time.Now().After(deadline) {
+			return report
+		}
+	}
+}
+
+// openDescriptors counts this process's open descriptors, or returns 0 where it cannot.
+func openDescriptors() int {
+	for _, dir := range []string{"/proc/self/fd", "/dev/fd"} {
+		if entries, err := os.ReadDir(dir); err == nil {
+			return len(entries)
+		}
+	}
+	return 0
+}

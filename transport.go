@@ -1,0 +1,71 @@
+package plugwire
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"runtime"
+	"slices"
+	"strings"
+)
+
+// A Transport turns addresses of one scheme into connections. The built-in ones
+// are "unix" and "tcp"; Config.Custom adds others. The connections may be of any
+// kind that keeps the promises of net.Conn; those with a SyscallConn are faster.
+//
+// Listen returns a listener whose Addr, written as scheme + ":" or "://" +
+// String, can be dialled. cfg is never nil and has its defaults filled in.
+type Transport interface {
+	Listen(ctx context.Context, addr string, cfg *Config) (net.Listener, error)
+	Dial(ctx context.Context, addr string, cfg *Config) (net.Conn, error)
+}
+
+// builtinTransports are the transports of this package, by scheme.
+var builtinTransports = map[string]Transport{
+	"unix": unixTransport{},
+	"tcp":  tcpTransport{},
+}
+
+// Transports returns the schemes of the built-in transports that this platform
+// and build offer, best first.
+func Transports() []string {
+	switch runtime.GOOS {
+	case "windows":
+		return []string{"tcp"}
+	case "js", "wasip1", "plan9":
+		return nil
+	}
+	return []string{"unix", "tcp"}
+}
+
+// transportOf finds the transport of an address, a URI whose scheme names it.
+func (c *Config) transportOf(op, addr string) (Transport, error) {
+	scheme, _, ok := strings.Cut(addr, ":")
+	if !ok || scheme == "" {
+		return nil, &Error{Code: InvalidArgument, Op: op, Addr: addr, Message: "the address has no scheme",
+			Hint: `write "unix:///path", "unix:" or "tcp://host:port"`}
+	}
+	if c.Transports != nil && !slices.Contains(c.Transports, scheme) {
+		return nil, &Error{Code: PermissionDenied, Op: op, Addr: addr,
+			Message: fmt.Sprintf("Config.Transports allows %q only", c.Transports)}
+	}
+	if t, ok := c.Custom[scheme]; ok {
+		return t, nil
+	}
+	if t, ok := builtinTransports[scheme]; ok {
+		return t, nil
+	}
+	return nil, &Error{Code: Unimplemented, Op: op, Addr: addr, Message: fmt.Sprintf("no transport %q", scheme),
+		Hint: fmt.Sprintf("built in are %q", Transports())}
+}
+
+// addrURI writes a listener's or connection's address as the URI that dials it.
+func addrURI(a net.Addr) string {
+	switch a.Network() {
+	case "unix":
+		return "unix://" + a.String()
+	case "tcp":
+		return "tcp://" + a.String()
+	}
+	return a.Network() + ":" + a.String()
+}
