@@ -195,9 +195,9 @@ func (h FrameHeader) check() error {
 var errFrameTooLong = errors.New("frame longer than the limit")
 
 // A FrameReader reads frames from a byte stream, for programs that want the
-// framing alone. It keeps one buffer, which grows as payloads arrive: to 32 KiB
-// or twice what has arrived of one frame, whichever is more, so that a length
-// which lies costs nothing. It is not safe for concurrent use.
+// framing alone. It keeps one buffer, which grows only when it is full of bytes
+// that have arrived, by as many again or 32 KiB, so that a length which lies
+// costs nothing. It is not safe for concurrent use.
 type FrameReader struct {
 	r    io.Reader
 	max  int
