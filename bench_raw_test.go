@@ -31,7 +31,8 @@ var (
 	// rawConnectRow dials for each call.
 	rawConnectRow = row{name: "raw", service: "raw-echo", connect: connectRawEach}
 	// rawOneWayRow packs messages into a buffer that is written when it is full.
-	rawOneWayRow = row{name: "raw", service: "raw-count", connect: connectRawOneWay}
+	// One sender does the work of all: nothing it does would be faster with more.
+	rawOneWayRow = row{name: "raw", service: "raw-count", connect: connectRawOneWay, shape: oneWorker}
 	// rawMuxRow multiplexes the calls of many callers, or the batches of one.
 	rawMuxRow = row{name: "rawmux", service: "raw-echo", connect: connectRawMux}
 )
@@ -40,6 +41,8 @@ func init() {
 	benchServices["raw-echo"] = rawService(rawEcho)
 	benchServices["raw-count"] = rawService(rawCount)
 }
+
+func oneWorker(w *workload) { w.workers = 1 }
 
 // rawService listens and gives each connection to handle on its own goroutine.
 func rawService(handle func(net.Conn) error) func(network string) (string, func(), error) {
@@ -387,7 +390,7 @@ func connectRawMux(network, addr string, w workload) (*benchClient, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &rawMux{conn: conn, slots: make([]rawSlot, w.workers*w.batch)}
+	m := &rawMux{conn: conn, noYield: noYieldRaw, slots: make([]rawSlot, w.workers*w.batch)}
 	for i := range m.slots {
 		if i%w.batch == 0 {
 			m.slots[i].waiter = &rawWaiter{batch: w.batch, left: w.batch, done: make(chan struct{}, 1)}
@@ -429,3 +432,5 @@ func (m *rawMux) caller(worker int, w workload) func() error {
 		return nil
 	}
 }
+
+var noYieldRaw bool

@@ -33,19 +33,20 @@ type row struct {
 	name    string // ours, raw or rawmux
 	service string // what the server process runs: a key of benchServices
 	connect func(network, addr string, w workload) (*benchClient, error)
-	before  func() // nil, or called before each of its rounds
+	shape   func(w *workload) // nil, or how it does the workload in another shape
+	before  func()            // nil, or called before each of its turns
 }
 
 // A benchClient is a row's end of the connection to its server process.
 type benchClient struct {
 	worker  func(i int) func() error // worker i's operation: workload.batch messages, their answers checked
 	between func() error             // nil, or what follows an operation, outside its latency
-	settle  func() error             // nil, or returns once the server has handled everything; ends a round
+	settle  func() error             // nil, or returns once the server has handled everything; ends a turn
 	close   func() error
 }
 
-// A round is one short measurement of one row.
-type round struct {
+// A result is what one turn of one row gave.
+type result struct {
 	messages       int
 	elapsed        time.Duration
 	p50, p99       time.Duration // of one operation
@@ -53,7 +54,7 @@ type round struct {
 }
 
 // rate is in messages per second.
-func (r round) rate() float64 { return float64(r.messages) / r.elapsed.Seconds() }
+func (r result) rate() float64 { return float64(r.messages) / r.elapsed.Seconds() }
 
 // usage is what a process has spent since it started, or the difference of two such.
 type usage struct {
@@ -99,7 +100,7 @@ func (l *latencies) quantiles(counts []int) (p50, p99 time.Duration) {
 
 // run lets w.workers repeat their operation for d and measures that. The same
 // code drives every row; it reads the clock once for each operation.
-func (c *benchClient) run(w workload, d time.Duration, l *latencies, server *benchServer) (round, error) {
+func (c *benchClient) run(w workload, d time.Duration, l *latencies, server *benchServer) (result, error) {
 	var (
 		ready, done sync.WaitGroup
 		start       = make(chan struct{})
@@ -137,9 +138,9 @@ func (c *benchClient) run(w workload, d time.Duration, l *latencies, server *ben
 		err = c.settle()
 	}
 	if err != nil {
-		return round{}, err
+		return result{}, err
 	}
-	r := round{elapsed: time.Since(begin), client: selfUsage().minus(client0)}
+	r := result{elapsed: time.Since(begin), client: selfUsage().minus(client0)}
 	server1, err := server.usage()
 	r.server = server1.minus(server0)
 	for _, n := range counts {
@@ -244,9 +245,10 @@ type benchServer struct {
 	in   io.WriteCloser
 	out  *bufio.Reader
 	addr string
+	stop func() // ends the process
 }
 
-// startServer starts a server process that ends with the test.
+// startServer starts a server process. It ends with the test at the latest.
 func startServer(tb testing.TB, service, network string) *benchServer {
 	tb.Helper()
 	self, err := os.Executable()
@@ -262,12 +264,13 @@ func startServer(tb testing.TB, service, network string) *benchServer {
 		tb.Fatal(err)
 	}
 	s.in, s.out = in, bufio.NewReader(out)
-	tb.Cleanup(func() {
+	s.stop = sync.OnceFunc(func() {
 		s.in.Close()
 		if err := s.cmd.Wait(); err != nil {
 			tb.Errorf("server process of %s: %v", service, err)
 		}
 	})
+	tb.Cleanup(s.stop)
 	s.addr, err = s.ask(service + " " + network)
 	if err != nil {
 		tb.Fatal(err)

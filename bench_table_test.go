@@ -9,12 +9,10 @@ import (
 
 // A tableLine is a benchmark's line in the table that is printed at the end.
 type tableLine struct {
-	name, theirs, unit string
-	ours, raw, ratio   float64
-	p50, p99, p50Ratio float64
-	cpu, rawCPU        float64
-	mallocs            float64
-	byLatency          bool
+	name, ours, theirs, ratio string
+	p50, p99                  float64 // microseconds; 0 where nobody waits
+	cpu, theirCPU             float64 // microseconds; 0 where they mean nothing
+	mallocs                   float64
 }
 
 // table holds the newest line of each benchmark, in the order they first ran.
@@ -39,13 +37,8 @@ func printTable() {
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintf(w, "\n\tplugwire\tby hand\tplugwire/by hand\tp50 us\tp99 us\tCPU us\tby hand\tallocs\t\n")
 	for _, l := range table {
-		ratio := fmt.Sprintf("%.2fx", l.ratio)
-		if l.byLatency {
-			ratio = fmt.Sprintf("p50 %.2fx", l.p50Ratio)
-		}
-		fmt.Fprintf(w, "%s\t%s\t%s %s\t%s\t%s\t%s\t%s\t%s\t%.2f\t\n", strings.TrimPrefix(l.name, "Benchmark"),
-			quantity(l.ours, l.unit), l.theirs, quantity(l.raw, l.unit), ratio,
-			number(l.p50), number(l.p99), number(l.cpu), number(l.rawCPU), l.mallocs)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%.2f\t\n", strings.TrimPrefix(l.name, "Benchmark"),
+			l.ours, l.theirs, l.ratio, number(l.p50), number(l.p99), number(l.cpu), number(l.theirCPU), l.mallocs)
 	}
 	w.Flush()
 	fmt.Print(`
@@ -54,16 +47,15 @@ written over the bare socket: raw is one ping-pong, or messages packed into larg
 writes; rawmux multiplexes many callers. The ratio is the median over turns of both,
 of throughput (more is better) or of p50 (less is better). Latency is that of one
 call, of DoAll that of its whole batch. CPU and allocations are those of both
-processes together, for each message.
+processes together, for each message. Busy shares the client's process with CPU-bound
+goroutines, beside a connection whose callers do not yield before they write.
 
 `)
 }
 
-// quantity writes a rate, with three digits.
-func quantity(v float64, unit string) string {
-	if unit == "MB/s" {
-		return number(v) + " MB/s"
-	}
+func megabytes(v float64) string { return number(v) + " MB/s" }
+
+func perSecond(v float64) string {
 	switch {
 	case v >= 1e6:
 		return number(v/1e6) + " M/s"

@@ -2,7 +2,10 @@ package plugwire
 
 import (
 	"fmt"
+	"runtime"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -12,7 +15,7 @@ import (
 // separate processes. Both rows of a comparison run in short turns within the
 // same benchmark, and the ratios (x-raw) are medians over the turns, so that a
 // busy machine slows both alike. Run one with, say, -bench 'Unary/unix/64$';
-// -benchtime adds turns.
+// a longer -benchtime adds turns.
 //
 // The metrics, all of our row unless their name begins with "raw":
 //
@@ -20,12 +23,14 @@ import (
 //	p50-us p99-us  latency of one operation (of DoAll: the whole batch)
 //	x-raw          our throughput divided by that of the row by hand: more is better
 //	p50-x-raw      our median latency divided by its: less is better
+//	raw-...        the same of the row by hand
 //	cpu-us/op      user and system time per message, client-cpu-us/op and server-cpu-us/op together
 //	allocs/op      allocations per message, both processes together
 
 const (
-	turn     = 100 * time.Millisecond
-	minTurns = 15
+	turn            = 100 * time.Millisecond
+	turnsPerSession = 5
+	minSessions     = 3 // of fresh processes and connections, because each has its own luck with caches
 )
 
 func BenchmarkUnary(b *testing.B) {
@@ -38,8 +43,9 @@ func BenchmarkUnary(b *testing.B) {
 	}
 }
 
+// BenchmarkDoAll also compares with our own 1,024 callers (x-callers).
 func BenchmarkDoAll(b *testing.B) {
-	compareBoth(b, workload{name: "1024", size: 64, workers: 1, batch: 1024}, oursDoAllRow, rawMuxRow)
+	compareBoth(b, workload{name: "1024", size: 64, workers: 1, batch: 1024}, oursDoAllRow, rawMuxRow, oursCallersRow)
 }
 
 func BenchmarkOneWay(b *testing.B) {
@@ -60,48 +66,82 @@ func BenchmarkConnect(b *testing.B) {
 	compareBoth(b, workload{name: "first-call", size: 64, workers: 1, batch: 1, latency: true}, oursConnectRow, rawConnectRow)
 }
 
-// compareBoth compares two rows over each network, as sub-benchmarks network/workload.
-func compareBoth(b *testing.B, w workload, ours, theirs row) {
+// BenchmarkBusy has 64 callers share their process with goroutines that want
+// all of the CPU, and compares p99 with that of a connection whose callers do
+// not yield before they write (p99-x-noyield).
+func BenchmarkBusy(b *testing.B) {
+	b.Run("unix/64", func(b *testing.B) {
+		var stop atomic.Bool
+		var spinning sync.WaitGroup
+		for range 2 * runtime.GOMAXPROCS(0) {
+			spinning.Go(func() {
+				for n := uint64(1); !stop.Load(); {
+					for range 1000 {
+						n = n*2862933555777941757 + 3037000493
+					}
+				}
+			})
+		}
+		defer spinning.Wait()
+		defer stop.Store(true)
+		r := runTurns(b, "unix", workload{size: 64, workers: 64, batch: 1}, 5*turn, oursUnaryRow, oursNoYieldRow)
+		reportBusy(b, r[0], r[1])
+	})
+}
+
+// compareBoth compares our row with the others over each network, as
+// sub-benchmarks network/workload.
+func compareBoth(b *testing.B, w workload, rows ...row) {
 	for _, network := range []string{"unix", "tcp"} {
 		b.Run(network+"/"+w.name, func(b *testing.B) {
-			r := runTurns(b, network, w, turn, ours, theirs)
-			report(b, w, r[0], r[1])
+			report(b, w, runTurns(b, network, w, turn, rows...))
 		})
 	}
 }
 
-// A rowRun is one row's part of a benchmark.
+// A rowRun is one row's part of a benchmark: its results, turn by turn.
 type rowRun struct {
 	row
-	server *benchServer
-	client *benchClient
-	rounds []round
+	results []result
 }
 
-// runTurns runs a turn of each row, again and again, in alternating order.
+// runTurns gives each row a turn of length d, again and again, in alternating order.
 func runTurns(b *testing.B, network string, w workload, d time.Duration, rows ...row) []*rowRun {
-	turns := minTurns
-	if testing.Short() {
-		d, turns = d/5, 1
-	}
 	runs := make([]*rowRun, len(rows))
-	lat := newLatencies(w.workers)
-	one := func(r *rowRun, w workload, d time.Duration) round {
-		if r.before != nil {
-			r.before()
-		}
-		if r.name == "raw" {
-			w.workers = 1
-		}
-		result, err := r.client.run(w, d, lat, r.server)
-		if err != nil {
-			b.Fatalf("%s: %v", r.name, err)
-		}
-		return result
-	}
 	for i, r := range rows {
-		runs[i] = &rowRun{row: r, server: startServer(b, r.service, network)}
-		client, err := r.connect(network, runs[i].server.addr, w)
+		runs[i] = &rowRun{row: r}
+	}
+	turns, enough := turnsPerSession, minSessions
+	if testing.Short() {
+		d, turns, enough = d/5, 1, 1
+	}
+	order := slices.Clone(runs)
+	sessions := 0
+	session := func() {
+		runSession(b, network, w, d, turns, order)
+		slices.Reverse(order)
+		sessions++
+	}
+	for b.Loop() {
+		session()
+	}
+	for sessions < enough {
+		session()
+	}
+	return runs
+}
+
+// runSession starts fresh processes, connects to them, and gives each row its turns.
+func runSession(b *testing.B, network string, w workload, d time.Duration, turns int, runs []*rowRun) {
+	order := make([]func(d time.Duration) result, len(runs)) // a turn of each row
+	for i, r := range runs {
+		w := w
+		if r.shape != nil {
+			r.shape(&w)
+		}
+		server := startServer(b, r.service, network)
+		defer server.stop()
+		client, err := r.connect(network, server.addr, w)
 		if err != nil {
 			b.Fatalf("%s: %v", r.name, err)
 		}
@@ -110,28 +150,32 @@ func runTurns(b *testing.B, network string, w workload, d time.Duration, rows ..
 				b.Errorf("%s: close: %v", r.name, err)
 			}
 		}()
-		runs[i].client = client
-		one(runs[i], w, d/2) // warms both processes up
-	}
-	order := slices.Clone(runs)
-	step := func() {
-		for _, r := range order {
-			r.rounds = append(r.rounds, one(r, w, d))
+		lat := newLatencies(w.workers)
+		order[i] = func(d time.Duration) result {
+			if r.before != nil {
+				r.before()
+			}
+			result, err := client.run(w, d, lat, server)
+			if err != nil {
+				b.Fatalf("%s: %v", r.name, err)
+			}
+			return result
 		}
-		slices.Reverse(order)
+		order[i](d / 2) // warms both processes up
 	}
-	for b.Loop() {
-		step()
+	for done := range turns {
+		for i := range order {
+			if done%2 == 1 {
+				i = len(order) - 1 - i
+			}
+			runs[i].results = append(runs[i].results, order[i](d))
+		}
 	}
-	for len(runs[0].rounds) < turns {
-		step()
-	}
-	return runs
 }
 
-// median returns the median of f over the rounds.
+// median returns the median of f over the turns.
 func (r *rowRun) median(f func(i int) float64) float64 {
-	values := make([]float64, len(r.rounds))
+	values := make([]float64, len(r.results))
 	for i := range values {
 		values[i] = f(i)
 	}
@@ -139,21 +183,21 @@ func (r *rowRun) median(f func(i int) float64) float64 {
 	return (values[len(values)/2] + values[(len(values)-1)/2]) / 2
 }
 
-func (r *rowRun) rate() float64 { return r.median(func(i int) float64 { return r.rounds[i].rate() }) }
+func (r *rowRun) rate() float64 { return r.median(func(i int) float64 { return r.results[i].rate() }) }
 func (r *rowRun) p50() float64 {
-	return r.median(func(i int) float64 { return micros(r.rounds[i].p50) })
+	return r.median(func(i int) float64 { return micros(r.results[i].p50) })
 }
 func (r *rowRun) p99() float64 {
-	return r.median(func(i int) float64 { return micros(r.rounds[i].p99) })
+	return r.median(func(i int) float64 { return micros(r.results[i].p99) })
 }
 
 func micros(d time.Duration) float64 { return float64(d) / 1e3 }
 
 // perMessage returns CPU microseconds of the client and of the server and the
-// allocations of both, for each message of all rounds.
+// allocations of both, for each message of all turns.
 func (r *rowRun) perMessage() (client, server, mallocs float64) {
 	var n float64
-	for _, x := range r.rounds {
+	for _, x := range r.results {
 		n += float64(x.messages)
 		client += micros(x.client.cpu)
 		server += micros(x.server.cpu)
@@ -162,41 +206,70 @@ func (r *rowRun) perMessage() (client, server, mallocs float64) {
 	return client / n, server / n, mallocs / n
 }
 
-// report gives the metrics to the benchmark and a line to the table.
-func report(b *testing.B, w workload, ours, theirs *rowRun) {
+// over returns the median over the turns of f of ours divided by f of theirs.
+func (r *rowRun) over(theirs *rowRun, f func(result) float64) float64 {
+	return r.median(func(i int) float64 { return f(r.results[i]) / f(theirs.results[i]) })
+}
+
+// report gives the metrics to the benchmark and a line to the table. The first
+// row is ours, the second that by hand, a third our own with many callers.
+func report(b *testing.B, w workload, runs []*rowRun) {
+	ours, theirs := runs[0], runs[1]
 	client, server, mallocs := ours.perMessage()
 	rawClient, rawServer, _ := theirs.perMessage()
-	line := tableLine{
-		name: b.Name(), theirs: theirs.name, p50: ours.p50(), p99: ours.p99(),
-		ours: ours.rate(), raw: theirs.rate(), unit: "msgs/s",
-		cpu: client + server, rawCPU: rawClient + rawServer, mallocs: mallocs,
-		ratio:    ours.median(func(i int) float64 { return ours.rounds[i].rate() / theirs.rounds[i].rate() }),
-		p50Ratio: ours.median(func(i int) float64 { return float64(ours.rounds[i].p50) / float64(theirs.rounds[i].p50) }),
-	}
+	rate, rawRate, unit, format := ours.rate(), theirs.rate(), "msgs/s", perSecond
 	if w.bulk {
-		line.unit = "MB/s"
-		line.ours *= float64(w.size) / 1e6
-		line.raw *= float64(w.size) / 1e6
+		rate, rawRate, unit, format = rate*float64(w.size)/1e6, rawRate*float64(w.size)/1e6, "MB/s", megabytes
 	}
-	if w.oneWay {
-		line.p50, line.p99 = 0, 0 // nobody waits
-	} else {
+	ratio := ours.over(theirs, result.rate)
+	line := tableLine{
+		name: b.Name(), ours: format(rate), theirs: theirs.name + " " + format(rawRate),
+		ratio: fmt.Sprintf("%.2fx", ratio),
+		cpu:   client + server, theirCPU: rawClient + rawServer, mallocs: mallocs,
+	}
+	if !w.oneWay { // in which nobody waits
+		line.p50, line.p99 = ours.p50(), ours.p99()
 		b.ReportMetric(line.p50, "p50-us")
 		b.ReportMetric(line.p99, "p99-us")
 		b.ReportMetric(theirs.p50(), "raw-p50-us")
 	}
-	line.byLatency = w.latency
 	if w.latency {
-		b.ReportMetric(line.p50Ratio, "p50-x-raw")
+		p50Ratio := ours.over(theirs, func(r result) float64 { return micros(r.p50) })
+		b.ReportMetric(p50Ratio, "p50-x-raw")
+		line.ratio = fmt.Sprintf("p50 %.2fx", p50Ratio)
 	}
-	b.ReportMetric(line.ratio, "x-raw")
-	b.ReportMetric(line.ours, line.unit)
-	b.ReportMetric(line.raw, "raw-"+line.unit)
+	if len(runs) > 2 {
+		callers := ours.over(runs[2], result.rate)
+		b.ReportMetric(callers, "x-callers")
+	}
+	b.ReportMetric(ratio, "x-raw")
+	b.ReportMetric(rate, unit)
+	b.ReportMetric(rawRate, "raw-"+unit)
 	b.ReportMetric(line.cpu, "cpu-us/op")
 	b.ReportMetric(client, "client-cpu-us/op")
 	b.ReportMetric(server, "server-cpu-us/op")
-	b.ReportMetric(line.rawCPU, "raw-cpu-us/op")
+	b.ReportMetric(line.theirCPU, "raw-cpu-us/op")
 	b.ReportMetric(mallocs, "allocs/op")
 	b.ReportMetric(0, "ns/op") // of a turn: means nothing
 	addTableLine(line)
+}
+
+// reportBusy is report for BenchmarkBusy.
+func reportBusy(b *testing.B, ours, noYield *rowRun) {
+	client, server, mallocs := ours.perMessage() // the client's CPU is that of its other goroutines
+	ratio := ours.over(noYield, func(r result) float64 { return micros(r.p99) })
+	b.ReportMetric(ratio, "p99-x-noyield")
+	b.ReportMetric(ours.p50(), "p50-us")
+	b.ReportMetric(ours.p99(), "p99-us")
+	b.ReportMetric(noYield.p99(), "noyield-p99-us")
+	b.ReportMetric(ours.rate(), "msgs/s")
+	b.ReportMetric(noYield.rate(), "noyield-msgs/s")
+	b.ReportMetric(client, "client-cpu-us/op")
+	b.ReportMetric(server, "server-cpu-us/op")
+	b.ReportMetric(mallocs, "allocs/op")
+	b.ReportMetric(0, "ns/op")
+	addTableLine(tableLine{
+		name: b.Name(), ours: perSecond(ours.rate()), theirs: "no yield " + perSecond(noYield.rate()),
+		ratio: fmt.Sprintf("p99 %.2fx", ratio), p50: ours.p50(), p99: ours.p99(), mallocs: mallocs,
+	})
 }
