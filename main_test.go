@@ -30,7 +30,7 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	flag.Parse()
-	if r, w, err := os.Pipe(); err == nil { // the runtime's poller opens its own descriptors with the first
+	if r, w, err := os.Pipe(); err == nil { // the runtime's poller, whose descriptors stay
 		r.Close()
 		w.Close()
 	}
