@@ -311,9 +311,8 @@ func connectRawOneWay(network, addr string, w workload) (*benchClient, error) {
 // A rawMux multiplexes calls. Callers append to pending; one of them at a time
 // writes what has gathered, while the others append to the other buffer.
 type rawMux struct {
-	conn    net.Conn
-	noYield bool
-	slots   []rawSlot
+	conn  net.Conn
+	slots []rawSlot
 
 	mu      sync.Mutex
 	pending []byte // what is to be written next
@@ -338,9 +337,7 @@ func (m *rawMux) write(add func(dst []byte) []byte) error {
 	m.mu.Lock()
 	m.pending = add(m.pending)
 	m.mu.Unlock()
-	if !m.noYield {
-		runtime.Gosched()
-	}
+	runtime.Gosched() // others that are about to append do so first
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.writing {
@@ -390,7 +387,7 @@ func connectRawMux(network, addr string, w workload) (*benchClient, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &rawMux{conn: conn, noYield: noYieldRaw, slots: make([]rawSlot, w.workers*w.batch)}
+	m := &rawMux{conn: conn, slots: make([]rawSlot, w.workers*w.batch)}
 	for i := range m.slots {
 		if i%w.batch == 0 {
 			m.slots[i].waiter = &rawWaiter{batch: w.batch, left: w.batch, done: make(chan struct{}, 1)}
@@ -432,5 +429,3 @@ func (m *rawMux) caller(worker int, w workload) func() error {
 		return nil
 	}
 }
-
-var noYieldRaw bool
