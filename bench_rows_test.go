@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"runtime/debug"
+	"runtime/pprof"
 	"slices"
 	"strings"
 	"sync"
@@ -98,6 +100,9 @@ func (l *latencies) quantiles(counts []int) (p50, p99 time.Duration) {
 	return at(50), at(99)
 }
 
+// hangTime is how much longer than planned a turn may take.
+const hangTime = 20 * time.Second
+
 // run lets w.workers repeat their operation for d and measures that. The same
 // code drives every row; it reads the clock once for each operation.
 func (c *benchClient) run(w workload, d time.Duration, l *latencies, server *benchServer) (result, error) {
@@ -128,6 +133,12 @@ func (c *benchClient) run(w workload, d time.Duration, l *latencies, server *ben
 		})
 	}
 	ready.Wait()
+	watchdog := time.AfterFunc(d+hangTime, func() {
+		server.ask("stacks")
+		debug.SetTraceback("all")
+		panic("a turn of the benchmark hangs; above are the server's goroutines, below the client's")
+	})
+	defer watchdog.Stop()
 	server0, err := server.usage()
 	client0 := selfUsage()
 	begin = time.Now()
@@ -212,7 +223,8 @@ func init() { children[benchChild] = runBenchChild }
 
 // runBenchChild is the server process. The first line of its input names the
 // service and the network, and is answered by the address; each further line
-// asks for its usage. The end of its input ends it.
+// asks for its usage, or for all its goroutines on standard error. The end of
+// its input ends it.
 func runBenchChild() {
 	fail := func(err error) {
 		fmt.Fprintln(os.Stderr, "bench server:", err)
@@ -234,6 +246,9 @@ func runBenchChild() {
 	defer stop()
 	fmt.Println(addr)
 	for in.Scan() {
+		if in.Text() == "stacks" {
+			pprof.Lookup("goroutine").WriteTo(os.Stderr, 2)
+		}
 		u := selfUsage()
 		fmt.Println(int64(u.cpu), u.mallocs)
 	}
