@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -60,8 +59,11 @@ var behaviours = map[string]func(){
 	},
 	"versions 3 4":  func() { must(ServePlugin(testPluginMux(), &Config{Versions: []int{3, 4}})) },
 	"other program": func() { must(ServePlugin(testPluginMux(), &Config{Launch: LaunchConfig{MagicCookie: "theirs"}})) },
-	"only tcp":      func() { must(ServePlugin(testPluginMux(), &Config{Transports: []string{"tcp"}})) },
-	"impatient":     func() { must(ServePlugin(testPluginMux(), &Config{Launch: LaunchConfig{StartTimeout: 1}})) },
+	"custom": func() {
+		must(ServePlugin(testPluginMux(), &Config{Custom: map[string]Transport{"my-tcp": renamedTCP{}}}))
+	},
+	"only tcp":  func() { must(ServePlugin(testPluginMux(), &Config{Transports: []string{"tcp"}})) },
+	"impatient": func() { must(ServePlugin(testPluginMux(), &Config{Launch: LaunchConfig{StartTimeout: 1}})) },
 	"holds pipes": func() {
 		cmd := exec.Command(os.Args[0])
 		cmd.Env = append(os.Environ(), childEnv+"=holdpipes")
@@ -263,104 +265,6 @@ func TestLaunchTakesTheCommandAsATemplate(t *testing.T) {
 	}
 }
 
-func TestLaunchRefusesACommandThatIsNoTemplate(t *testing.T) {
-	started := exec.Command("x")
-	started.Process = new(os.Process)
-	withStdin, withStdout := exec.Command("x"), exec.Command("x")
-	withStdin.Stdin, withStdout.Stdout = os.Stdin, os.Stderr
-	for says, cmd := range map[string]*exec.Cmd{
-		"nil":             nil,
-		"already started": started,
-		"has Stdin set":   withStdin,
-		"has Stdout set":  withStdout,
-		"CommandContext":  exec.CommandContext(t.Context(), "x"),
-	} {
-		_, err := Launch(t.Context(), cmd, nil)
-		if CodeOf(err) != InvalidArgument || !strings.Contains(err.Error(), says) {
-			t.Errorf("%v, want %q", err, says)
-		}
-	}
-}
-
-// TestLaunchThatFails: each error has its code and says all of this.
-func TestLaunchThatFails(t *testing.T) {
-	for _, test := range []struct {
-		behaviour string
-		code      Code
-		says      []string
-	}{
-		{"silent", DeadlineExceeded, []string{"waiting for its launch line: none within 400ms, it printed nothing on stdout",
-			`its stderr ends "thinking"`, "plugwire.ServePlugin"}},
-		{"exits 3", Unavailable, []string{"waiting for its launch line: it printed nothing on stdout", "exit status 3",
-			`its stderr ends "reading config.yaml", "\x1b[31mno such file"`}},
-		{"exits 0", Unavailable, []string{`it printed "usage: greeter [flags]\n" on stdout`, "it exited with status 0", "is it a plugin?"}},
-		{"go-plugin", FailedPrecondition, []string{"waiting for its launch line", `hashicorp/go-plugin`, `protocol "grpc"`}},
-		{"go-plugin by hand", Unavailable, []string{"hashicorp/go-plugin", "exit status 1"}},
-		{"dead address", Unavailable, []string{"connecting: ", "tcp://127.0.0.1:1", "connection refused"}},
-		{"foreign net", FailedPrecondition, []string{`the plugin serves on "carrier-pigeon", this host allows`}},
-		{"other program", FailedPrecondition, []string{"belongs to another program", `"theirs"`, `"plugwire"`, "exit status 1"}},
-		{"versions 3 4", FailedPrecondition, []string{"no common version", "the plugin speaks [3 4]", "its host [1 2]", "exit status 1"}},
-		{"version 9", FailedPrecondition, []string{"the plugin speaks version 9", "this host [1 2]"}},
-	} {
-		t.Run(test.behaviour, func(t *testing.T) {
-			lt := newLaunchTest(t, test.behaviour)
-			lt.cfg.Versions = []int{1, 2}
-			if test.behaviour == "silent" {
-				lt.cfg.Launch.StartTimeout = 400 * time.Millisecond
-			}
-			p, err := Launch(t.Context(), lt.cmd, lt.cfg)
-			if err == nil {
-				p.Close()
-				t.Fatal("it was launched")
-			}
-			checkLaunchError(t, err, test.code, append(test.says, "plugwire: launch "+os.Args[0]+": ")...)
-		})
-	}
-}
-
-func checkLaunchError(t *testing.T, err error, code Code, says ...string) {
-	t.Helper()
-	var e *Error
-	if !errors.As(err, &e) || e.Op != "launch" || e.Code != code {
-		t.Fatalf("%+v", err)
-	}
-	for _, s := range says {
-		if !strings.Contains(err.Error(), s) {
-			t.Errorf("%v\ndoes not say %s", err, s)
-		}
-	}
-	if strings.ContainsAny(err.Error(), "\x1b\n") {
-		t.Errorf("%q is not safe to print", err)
-	}
-	t.Log(err)
-}
-
-func TestLaunchOfWhatIsNoProgram(t *testing.T) {
-	dir := t.TempDir()
-	text := filepath.Join(dir, "text")
-	if err := os.WriteFile(text, []byte("just text"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	for _, test := range []struct {
-		path string
-		code Code
-		is   error
-	}{
-		{filepath.Join(dir, "missing"), NotFound, os.ErrNotExist},
-		{"plugwire-no-such-command", NotFound, exec.ErrNotFound},
-		{text, PermissionDenied, os.ErrPermission},
-	} {
-		t.Run(filepath.Base(test.path), func(t *testing.T) {
-			lt := newLaunchTest(t, "")
-			_, err := Launch(t.Context(), exec.Command(test.path), lt.cfg)
-			checkLaunchError(t, err, test.code, "starting the process", test.path)
-			if !errors.Is(err, test.is) {
-				t.Errorf("%v is not %v", err, test.is)
-			}
-		})
-	}
-}
-
 func TestLaunchToleratesOutputBeforeTheLine(t *testing.T) {
 	lt := newLaunchTest(t, "noise")
 	var stderr bytes.Buffer
@@ -401,68 +305,10 @@ func TestLaunchNegotiatesTheApplicationsVersion(t *testing.T) {
 	}
 }
 
-func TestLaunchTakesTheNextTransport(t *testing.T) {
-	if len(Transports()) < 2 {
-		t.Skip("this platform has one transport")
-	}
-	t.Run("when the plugin does not want the first", func(t *testing.T) {
-		lt := newLaunchTest(t, "only tcp")
-		s := lt.launch().Selection()
-		if s.Chosen != "tcp" || !strings.Contains(s.Candidates[0].Reason, `allows ["tcp"] only`) {
-			t.Fatal(s)
-		}
-		t.Log("\n" + s.String())
-	})
-	t.Run("when the plugin cannot bind the first", func(t *testing.T) {
-		lt := newLaunchTest(t, "good")
-		long := filepath.Join(lt.cfg.Unix.Dir, strings.Repeat("x", 120))
-		if err := os.Mkdir(long, 0o700); err != nil {
-			t.Fatal(err)
-		}
-		defer os.Remove(long)
-		lt.cfg.Unix.Dir = long
-		p := lt.launch()
-		if s := p.Selection(); s.Chosen != "tcp" || !strings.Contains(s.Candidates[0].Reason, "the plugin could not: ") {
-			t.Fatal(s)
-		}
-		p.Close()
-	})
-	t.Run("when the host has no directory", func(t *testing.T) {
-		lt := newLaunchTest(t, "good")
-		lt.cfg.Unix.Dir += "/missing"
-		lt.cfg.Transports = []string{"unix", "tcp", "warp"}
-		s := lt.launch().Selection()
-		if s.Chosen != "tcp" || !strings.Contains(s.Candidates[0].Reason, "no directory for the socket") ||
-			!strings.Contains(s.Candidates[2].Reason, "no such transport") {
-			t.Fatal(s)
-		}
-		t.Log("\n" + s.String())
-	})
-	t.Run("and fails when there is none", func(t *testing.T) {
-		lt := newLaunchTest(t, "only tcp")
-		lt.cfg.Transports = []string{"unix"}
-		_, err := Launch(t.Context(), lt.cmd, lt.cfg)
-		checkLaunchError(t, err, Unavailable, `none of the transports that the host allows can be had: ["unix"]`)
-	})
-}
-
 // writerFunc is a template's Stderr.
 type writerFunc func(p []byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
-
-func TestLaunchEndsWithItsContext(t *testing.T) {
-	lt := newLaunchTest(t, "silent")
-	ctx, cancel := context.WithCancel(t.Context())
-	lt.cmd.Stderr = writerFunc(func(p []byte) (int, error) { cancel(); return len(p), nil })
-	_, err := Launch(ctx, lt.cmd, lt.cfg)
-	if !errors.Is(err, context.Canceled) {
-		t.Fatal(err)
-	}
-	checkLaunchError(t, err, Canceled, "waiting for its launch line", `its stderr ends "thinking"`)
-	_, err = Launch(ctx, lt.cmd, lt.cfg)
-	checkLaunchError(t, err, Canceled, "preparing")
-}
 
 func TestLaunchedPluginOutlivesTheContextOfItsStart(t *testing.T) {
 	lt := newLaunchTest(t, "good")
@@ -589,7 +435,9 @@ func TestGrandchildThatHoldsThePipesDoesNotHoldUpClose(t *testing.T) {
 	if err := p.Close(); err != nil {
 		t.Fatal(err)
 	}
-	lt.alive()
+	if lt.alive() {
+		t.Error("the plugin is still there")
+	}
 	os.Remove(lt.pid) // the grandchild ends
 }
 
@@ -606,63 +454,5 @@ func TestPluginThatGetsSIGTERMEndsInOrder(t *testing.T) {
 	}
 	if err := p.Wait(); err != nil {
 		t.Fatal(err)
-	}
-}
-
-// startByHand starts the plugin without Launch, with the environment variable
-// set to order, and returns its stdout and its stdin.
-func (t *launchTest) startByHand(order string) (stdin io.WriteCloser, stdout io.Reader) {
-	t.Helper()
-	if order != "" {
-		t.cmd.Env = append(t.cmd.Env, launchVar+"="+order)
-	}
-	stdin, err := t.cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	stdout, err = t.cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := t.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	return stdin, stdout
-}
-
-func TestPluginStartedByHandSaysWhatItIs(t *testing.T) {
-	lt := newLaunchTest(t, "good")
-	output, err := lt.cmd.CombinedOutput()
-	if err == nil || !strings.Contains(string(output), ErrNotPlugin.Error()) {
-		t.Fatalf("%v: %s", err, output)
-	}
-}
-
-func TestPluginWhoseHostNeverConnects(t *testing.T) {
-	order := &launchOrder{cookie: defaultMagicCookie, transports: []string{"tcp"}, stdin: true}
-	for _, test := range []struct {
-		behaviour string
-		says      string
-	}{
-		{"good", "the host ended before it connected"}, // its stdin ends
-		{"impatient", "the host did not connect within 1ns"},
-	} {
-		t.Run(test.behaviour, func(t *testing.T) {
-			lt := newLaunchTest(t, test.behaviour)
-			var stderr bytes.Buffer
-			lt.cmd.Stderr = &stderr
-			stdin, stdout := lt.startByHand(order.String())
-			if test.behaviour == "good" {
-				buf := make([]byte, 1)
-				if _, err := io.ReadFull(stdout, buf); err != nil { // it serves
-					t.Error(err)
-				}
-				stdin.Close()
-			}
-			io.Copy(io.Discard, stdout)
-			if err := lt.cmd.Wait(); err == nil || !strings.Contains(stderr.String(), test.says) {
-				t.Fatalf("%v: %s", err, stderr.String())
-			}
-		})
 	}
 }
