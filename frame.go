@@ -195,59 +195,75 @@ func (h FrameHeader) check() error {
 var errFrameTooLong = errors.New("frame longer than the limit")
 
 // A FrameReader reads frames from a byte stream, for programs that want the
-// framing alone. It keeps one buffer, which grows to the longest frame read
-// and never beyond what has arrived by more than 64 KiB, so that a length which
-// lies costs nothing. It is not safe for concurrent use.
+// framing alone. It keeps one buffer, which grows only when it is full of bytes
+// that have arrived, by as many again or 32 KiB, so that a length which lies
+// costs nothing. It is not safe for concurrent use.
 type FrameReader struct {
 	r    io.Reader
 	max  int
 	head [frameHeaderLen]byte
 	buf  []byte
+	err  error // once the place in the stream is lost
 }
 
-// frameReadStep is how much FrameReader allocates ahead of what has arrived.
-const frameReadStep = 64 << 10
+// frameReadStep is how much FrameReader allocates for bytes that have not arrived yet.
+const frameReadStep = 32 << 10
 
 // NewFrameReader returns a reader of the frames in r whose payloads are at most
-// maxPayload bytes. It makes two reads for each frame: give it a bufio.Reader
-// when reads of r are expensive.
+// maxPayload bytes; the protocol has none of 2^31 bytes or more. It makes two or
+// more reads for each frame: give it a bufio.Reader when reads of r are expensive.
 func NewFrameReader(r io.Reader, maxPayload int) *FrameReader {
-	return &FrameReader{r: r, max: maxPayload}
+	return &FrameReader{r: r, max: min(max(maxPayload, 0), maxWireLen)}
 }
 
 // ReadFrame returns the next frame. The payload is valid until the next call.
 // Frames of unknown types that may be skipped are returned like any other. The
 // error is io.EOF at the end between two frames, io.ErrUnexpectedEOF inside
 // one; a frame over the limit or with an unknown type or flag is an error
-// before any of its payload is read, after which the reader is of no more use.
+// before any of its payload is read. After an error inside a frame every call
+// returns that error, since nobody knows where the next frame begins.
 func (f *FrameReader) ReadFrame() (FrameHeader, []byte, error) {
-	if _, err := io.ReadFull(f.r, f.head[:]); err != nil {
+	if f.err != nil {
+		return FrameHeader{}, nil, f.err
+	}
+	if n, err := io.ReadFull(f.r, f.head[:]); err != nil {
+		if n > 0 {
+			f.err = err
+		}
 		return FrameHeader{}, nil, err
 	}
 	h, err := ParseFrameHeader(f.head[:])
+	if err == nil && uint64(h.Length) > uint64(f.max) {
+		err = fmt.Errorf("plugwire: %v of %d bytes: %w of %d", h.Type, h.Length, errFrameTooLong, f.max)
+	}
+	if err == nil {
+		err = f.readPayload(int(h.Length))
+	}
 	if err != nil {
+		f.err = err
 		return h, nil, err
 	}
-	if uint64(h.Length) > uint64(max(f.max, 0)) {
-		return h, nil, fmt.Errorf("plugwire: %v of %d bytes: %w of %d", h.Type, h.Length, errFrameTooLong, f.max)
-	}
-	n := int(h.Length)
+	return h, f.buf[:h.Length], nil
+}
+
+// readPayload reads n bytes into buf, which grows only when it is full.
+func (f *FrameReader) readPayload(n int) error {
 	for got := 0; got < n; {
-		step := min(n-got, frameReadStep)
-		if cap(f.buf) < got+step {
-			grown := make([]byte, min(n, max(got+step, 2*got)))
-			copy(grown, f.buf[:got])
+		if got == len(f.buf) {
+			ahead := max(got, min(n-got, frameReadStep))
+			grown := make([]byte, got+min(ahead, f.max-got))
+			copy(grown, f.buf)
 			f.buf = grown
 		}
-		if _, err := io.ReadFull(f.r, f.buf[got:got+step]); err != nil {
-			if err == io.EOF {
-				err = io.ErrUnexpectedEOF
-			}
-			return h, nil, err
+		end := min(n, len(f.buf))
+		if _, err := io.ReadFull(f.r, f.buf[got:end]); err == io.EOF {
+			return io.ErrUnexpectedEOF
+		} else if err != nil {
+			return err
 		}
-		got += step
+		got = end
 	}
-	return h, f.buf[:n], nil
+	return nil
 }
 
 // A FrameWriter writes frames to a byte stream, for programs that want the
@@ -258,6 +274,9 @@ type FrameWriter struct {
 	buf []byte
 	err error
 }
+
+// frameWriteSize is how much FrameWriter gathers.
+const frameWriteSize = 64 << 10
 
 // NewFrameWriter returns a writer of frames to w.
 func NewFrameWriter(w io.Writer) *FrameWriter {
@@ -276,7 +295,7 @@ func (f *FrameWriter) WriteFrame(h FrameHeader, payload []byte) error {
 	}
 	h.Length = uint32(len(payload))
 	f.buf = append(appendFrameHeader(f.buf, h), payload...)
-	if len(f.buf) >= frameReadStep {
+	if len(f.buf) >= frameWriteSize {
 		return f.Flush()
 	}
 	return nil
@@ -303,14 +322,14 @@ const maxWireLen = 1<<31 - 1
 var errTruncated = errors.New("plugwire: payload shorter than its fields")
 
 // A fieldReader cuts fields from the front of a payload. After a field that is
-// not there in whole, ok is false and every further field is zero.
+// not there in whole, bad is true and every further field is zero.
 type fieldReader struct {
 	b   []byte
 	bad bool
 }
 
 func (f *fieldReader) take(n int) []byte {
-	if f.bad || n > len(f.b) {
+	if f.bad || n < 0 || n > len(f.b) { // below zero: a u32 made an int on 32 bits
 		f.bad = true
 		return nil
 	}

@@ -30,7 +30,10 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	flag.Parse()
-	startPoller()
+	if r, w, err := os.Pipe(); err == nil { // the runtime's poller, whose descriptors stay
+		r.Close()
+		w.Close()
+	}
 	before := openDescriptors()
 	code := m.Run()
 	for _, f := range afterTests {
@@ -43,14 +46,6 @@ func TestMain(m *testing.M) {
 		}
 	}
 	os.Exit(code)
-}
-
-// startPoller has the runtime open the descriptors that its poller keeps for good.
-func startPoller() {
-	if r, w, err := os.Pipe(); err == nil {
-		r.Close()
-		w.Close()
-	}
 }
 
 // leaks waits for goroutines and descriptors that tests left behind to end, and

@@ -2,7 +2,9 @@ package plugwire
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"runtime"
 	"slices"
@@ -68,4 +70,56 @@ func addrURI(a net.Addr) string {
 		return "tcp://" + a.String()
 	}
 	return a.Network() + ":" + a.String()
+}
+
+// errnoCode gives a system error its code.
+type errnoCode struct {
+	err  error
+	code Code
+}
+
+// sysError makes an *Error of what the system said to an attempt to do op with
+// addr. An *Error among the causes stays as it is.
+func sysError(op, addr string, err error, hint string) *Error {
+	var e *Error
+	if errors.As(err, &e) {
+		return e
+	}
+	var oe *net.OpError
+	if errors.As(err, &oe) {
+		err = oe.Err // what it adds is said already
+	}
+	return &Error{Code: sysCode(op, err), Op: op, Addr: addr, Err: err, Hint: hint}
+}
+
+func sysCode(op string, err error) Code {
+	if code := CodeOf(err); code != Unknown {
+		return code
+	}
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return PermissionDenied
+	case op == "listen" && errors.Is(err, fs.ErrNotExist):
+		return NotFound
+	}
+	for _, c := range errnoCodes {
+		if errors.Is(err, c.err) {
+			return c.code
+		}
+	}
+	return Unavailable
+}
+
+// setBuffers sets the sizes of a socket's buffers in the kernel; 0 or less leaves
+// them. A size is a wish: Linux lowers one that is above its limit, other systems
+// refuse it, and some refuse any when the peer has gone already. None of that is
+// a reason to give up the connection.
+func setBuffers(c interface {
+	SetReadBuffer(bytes int) error
+	SetWriteBuffer(bytes int) error
+}, size int) {
+	if size > 0 {
+		_ = c.SetReadBuffer(size)
+		_ = c.SetWriteBuffer(size)
+	}
 }

@@ -1,0 +1,442 @@
+package plugwire
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/plugwire/plugwire/internal/batch"
+)
+
+// A Conn is one multiplexed connection. After the handshake both ends are
+// equal: each calls methods of the other, sends it one-way messages, and serves
+// its own. All methods are safe for concurrent use.
+type Conn struct {
+	nc      net.Conn
+	raw     syscall.RawConn // of nc, for reading; nil when nc has none
+	cfg     *Config
+	mux     *Mux // what this side serves; never nil
+	peer    *Peer
+	theirs  atomic.Pointer[peerMethods]
+	limits  limits // announced by the other side: what this side may send
+	version int    // of the application's protocol
+
+	// What is sent, and the lock that guards the opener's state: see call.go
+	// and oneway.go. Under it nothing blocks and no user code runs.
+	out      *batch.Writer
+	calls    slotTable[outCall] // this side's calls
+	free     []uint32           // slots that were used before and are free
+	used     uint32             // slots that were ever used
+	reserved int                // request bytes of this side's calls in flight
+	admit    batch.Gate         // calls that wait for a slot or for request bytes
+	notes    outNotes           // this side's one-way messages
+	life     lifecycle          // what may still be opened, and by whom
+	cancels  []uint32           // slots whose CANCEL is to be sent
+	announce bool               // METHODS is to be sent
+	pong     bool               // PONG is to be sent
+	pingData [8]byte            // what it returns
+	pings    map[uint64]chan struct{}
+	pingLast uint64
+	pingSend bool
+
+	// What is received: see read.go for who may touch what. Fields without
+	// atomics belong to the holder of the reading role.
+	role          atomic.Uint64
+	watched       atomic.Bool // the monitor looks at role
+	lastRole      uint64      // what the monitor saw last
+	quiet         int         // and how often
+	reader        *reader
+	serving       slotTable[inCall] // the other side's calls
+	servingCount  atomic.Int64      // of them, those that have not ended
+	servingBytes  atomic.Int64      // and their request bytes
+	oneWay        inNotes           // the other side's one-way messages
+	methodsComing *peerMethods
+	stats         []methodStats
+	expecting     atomic.Int64 // goroutines that wait for something to be received
+
+	workers workers
+	slabMu  sync.Mutex
+	slab    []requestContext
+
+	ended   atomic.Bool // the connection is over, or this side's Close has begun
+	endOnce sync.Once
+	errMu   sync.Mutex
+	err     error
+	eof     chan struct{} // closed when nothing more will be read
+	done    chan struct{} // closed when everything is over
+	onEnd   func()        // the server's bookkeeping
+
+	reads, readBytes atomic.Uint64
+	callsSent        atomic.Uint64
+	callsServed      atomic.Uint64
+}
+
+// NewConn runs the dialling side of the handshake on nc, within ctx and
+// Config.HandshakeTimeout, and returns the connection, which owns nc from then
+// on; nc is closed when the handshake fails. The context bounds the handshake
+// only.
+func NewConn(ctx context.Context, nc net.Conn, cfg *Config) (*Conn, error) {
+	return open(ctx, nc, true, "", cfg.withDefaults())
+}
+
+// open runs the handshake in either role and starts the connection.
+func open(ctx context.Context, nc net.Conn, dialler bool, addr string, cfg *Config) (*Conn, error) {
+	if addr == "" {
+		addr = addrURI(nc.RemoteAddr())
+	}
+	peer, err := authorize(nc, cfg)
+	if err != nil {
+		if !dialler {
+			refuse(nc, false, err)
+		}
+		nc.Close()
+		return nil, handshakeError(addr, err)
+	}
+	stop := context.AfterFunc(ctx, func() { nc.SetDeadline(time.Unix(1, 0)) })
+	nc2, theirs, app, err := handshake(nc, dialler, cfg)
+	if !stop() {
+		err = ctx.Err()
+	}
+	if err != nil {
+		nc.Close()
+		return nil, handshakeError(addr, err)
+	}
+	c := newConn(nc2, peer, theirs, app, cfg)
+	if cfg.OnConn != nil && !dialler {
+		cfg.OnConn(c)
+	}
+	c.start()
+	return c, nil
+}
+
+func handshakeError(addr string, err error) error {
+	var e *Error
+	if errors.As(err, &e) && e.Op == "" {
+		e.Op, e.Addr, e.notRun = "handshake", addr, true
+		return e
+	}
+	code := Unavailable
+	switch {
+	case e != nil:
+		code = e.Code
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
+		code = DeadlineExceeded
+	case errors.Is(err, context.Canceled):
+		code = Canceled
+	}
+	return &Error{Code: code, Op: "handshake", Addr: addr, Err: err, notRun: true}
+}
+
+func newConn(nc net.Conn, peer *Peer, theirs *hello, app int, cfg *Config) *Conn {
+	c := &Conn{nc: nc, cfg: cfg, mux: cfg.Mux, peer: peer, limits: theirs.limits, version: app,
+		eof: make(chan struct{}), done: make(chan struct{})}
+	if c.mux == nil {
+		c.mux = emptyMux
+	}
+	c.raw = rawConnOf(nc)
+	c.calls = newSlotTable[outCall](theirs.limits.calls)
+	c.serving = newSlotTable[inCall](cfg.Limits.MaxCalls)
+	c.out = batch.New(nc, batch.Config{Control: c.appendControl, Failed: c.fail, Timeout: cfg.WriteTimeout})
+	c.reader = newReader(c)
+	return c
+}
+
+var emptyMux = NewMux()
+
+// start announces the methods and begins to read.
+func (c *Conn) start() {
+	if c.mux != emptyMux {
+		c.mux.add(c)
+	}
+	c.announceMethods()
+	c.role.Store(roleReading)
+	c.workers.run(c.reader)
+}
+
+// rawConnOf returns what reads can be made on without waiting in them.
+func rawConnOf(nc net.Conn) syscall.RawConn {
+	if sc, ok := nc.(syscall.Conn); ok && canReadRaw {
+		if raw, err := sc.SyscallConn(); err == nil {
+			return raw
+		}
+	}
+	return nil
+}
+
+// appendControl appends the frames that say how things stand. The batch writer
+// calls it, under its lock, whenever it makes a batch.
+func (c *Conn) appendControl(b []byte) []byte {
+	if c.announce {
+		c.announce = false
+		b = appendMethods(b, c.mux.table.Load(), c.limits.frame)
+	}
+	for _, id := range c.cancels {
+		if e := c.calls.at(id); e.cancel {
+			e.cancel = false
+			b = appendFrameHeader(b, FrameHeader{Type: FrameCancel, ID: id})
+		}
+	}
+	c.cancels = c.cancels[:0]
+	b = c.notes.appendAsk(b)
+	b = c.oneWay.appendCredit(b)
+	if c.pong {
+		c.pong = false
+		b = appendFrameHeader(b, FrameHeader{Type: FramePong, Length: 8})
+		b = append(b, c.pingData[:]...)
+	}
+	if c.pingSend {
+		c.pingSend = false
+		b = appendFrameHeader(b, FrameHeader{Type: FramePing, Length: 8})
+		for i := range 8 {
+			b = append(b, byte(c.pingLast>>(8*i)))
+		}
+	}
+	return c.life.appendGoAway(b)
+}
+
+// Peer says who is on the other side, as far as the kernel or TLS verified it.
+func (c *Conn) Peer() *Peer { return c.peer }
+
+// Version returns the version of the application's protocol that both sides
+// agreed on: the highest that both list in Config.Versions, or 0 when either lists none.
+func (c *Conn) Version() int { return c.version }
+
+// LocalAddr returns the underlying connection's local address.
+func (c *Conn) LocalAddr() net.Addr { return c.nc.LocalAddr() }
+
+// RemoteAddr returns the underlying connection's remote address.
+func (c *Conn) RemoteAddr() net.Addr { return c.nc.RemoteAddr() }
+
+// Done is closed when the connection is over, for whatever reason.
+func (c *Conn) Done() <-chan struct{} { return c.done }
+
+// Err returns nil while the connection is open, net.ErrClosed (wrapped) after
+// Close or Shutdown on this side, an error that wraps io.EOF when the other
+// side closed in order, and otherwise what went wrong.
+func (c *Conn) Err() error {
+	c.errMu.Lock()
+	defer c.errMu.Unlock()
+	return c.err
+}
+
+// Stats is a snapshot of a connection's counters.
+type Stats struct {
+	CallsSent    uint64 // calls that this side made
+	CallsServed  uint64 // calls of the other side that ended here
+	BytesWritten uint64
+	BytesRead    uint64
+	Writes       uint64 // write calls that took bytes
+	Reads        uint64 // read calls that gave bytes
+}
+
+// Stats returns the connection's counters.
+func (c *Conn) Stats() Stats {
+	c.out.Lock()
+	defer c.out.Unlock()
+	return Stats{CallsSent: c.callsSent.Load(), CallsServed: c.callsServed.Load(),
+		BytesWritten: c.out.Sent(), Writes: c.out.Writes(), BytesRead: c.readBytes.Load(), Reads: c.reads.Load()}
+}
+
+// fail ends the connection because of err: nothing more is sent or handled,
+// every pending call ends, and every handler's context.
+func (c *Conn) fail(err error) {
+	c.endCalls(err)
+	c.out.Fail(err)
+	c.nc.Close()
+	c.finish()
+}
+
+// endCalls ends what waits on this side: the first error given is the
+// connection's, and later ones are dropped.
+func (c *Conn) endCalls(err error) {
+	c.endOnce.Do(func() {
+		c.errMu.Lock()
+		c.err = err
+		c.errMu.Unlock()
+		c.ended.Store(true)
+		c.out.Lock()
+		c.life.ended, c.life.refuses = true, true
+		flushing := errors.Is(err, net.ErrClosed) // Close still sends what was accepted
+		c.calls.all(func(id uint32, e *outCall) {
+			p := e.pending.Load()
+			if p == nil || !p.claim(e.gen) {
+				return
+			}
+			notRun := !e.whole || !flushing && e.end > c.out.Sent()
+			p.finish(&Error{Code: Unavailable, Op: "call", Addr: p.call.Method, Err: err, notRun: notRun})
+		})
+		c.openGates()
+		for _, ch := range c.pings {
+			close(ch)
+		}
+		c.pings = nil
+		c.out.Unlock()
+		c.serving.all(func(_ uint32, in *inCall) {
+			if ctx := in.ctx.Load(); ctx != nil {
+				ctx.cancel(context.Canceled)
+			}
+		})
+		if ctx := c.oneWay.ctx.Load(); ctx != nil {
+			ctx.cancel(context.Canceled)
+		}
+	})
+}
+
+// openGates has everyone who waits on this side look at the connection's state
+// again. Called under out's lock.
+func (c *Conn) openGates() {
+	for _, g := range []*batch.Gate{&c.admit, &c.notes.window, &c.notes.handled, &c.life.changed} {
+		c.out.OpenAll(g)
+	}
+}
+
+// finish marks everything as over.
+func (c *Conn) finish() {
+	c.out.Lock()
+	over := c.life.over
+	c.life.over = true
+	c.out.Unlock()
+	if over {
+		return
+	}
+	c.mux.remove(c)
+	c.workers.close()
+	if c.onEnd != nil {
+		c.onEnd()
+	}
+	close(c.done)
+}
+
+// Close ends the connection: what was accepted is sent, every pending call ends
+// with an error, the contexts of handlers end, and the other side is told. It
+// does not wait for handlers. It takes at most Config.CloseTimeout, and a second
+// Close waits for the first and returns nil.
+func (c *Conn) Close() error {
+	c.out.Lock()
+	closing := c.life.closing
+	c.life.closing = true
+	c.out.Unlock()
+	if closing || c.ended.Load() {
+		<-c.done
+		return nil
+	}
+	deadline := time.Now().Add(c.cfg.CloseTimeout)
+	c.endCalls(closedError)
+	c.out.Lock()
+	c.life.send(goAwayDone)
+	c.out.Signal()
+	c.out.Unlock()
+	err := c.out.Drain(time.Until(deadline))
+	if err == nil {
+		c.linger(deadline)
+	}
+	c.fail(closedError)
+	if err != nil && errors.Is(err, os.ErrDeadlineExceeded) {
+		return &Error{Code: DeadlineExceeded, Op: "close", Message: "the other side did not take what was sent", Err: err}
+	}
+	return nil
+}
+
+var closedError = &Error{Code: Unavailable, Op: "close", Err: net.ErrClosed}
+
+// linger closes the sending half and waits for the other side to end: closing
+// with unread bytes would destroy what was just sent.
+func (c *Conn) linger(deadline time.Time) {
+	half, ok := c.nc.(interface{ CloseWrite() error })
+	if !ok || half.CloseWrite() != nil {
+		return
+	}
+	c.expecting.Add(1)
+	c.ensureReader()
+	timer := time.NewTimer(time.Until(deadline))
+	defer timer.Stop()
+	select {
+	case <-c.eof:
+	case <-timer.C:
+	}
+	c.expecting.Add(-1)
+}
+
+// readFailed ends the connection after a read failed. The role stays taken, so
+// that nobody reads again.
+func (c *Conn) readFailed(err error) {
+	close(c.eof)
+	if c.ended.Load() {
+		return // Close is under way and does the rest
+	}
+	switch {
+	case err == io.EOF && c.life.theyAreDone:
+		err = &Error{Code: Unavailable, Op: "close", Message: "the other side closed the connection", Err: io.EOF}
+	case err == io.EOF:
+		err = &Error{Code: Unavailable, Op: "close", Message: "the connection broke off", Err: io.ErrUnexpectedEOF}
+	}
+	if c.life.theirReason != nil {
+		err = c.life.theirReason
+	}
+	c.fail(err)
+}
+
+// violated ends the connection because the other side broke the protocol, and
+// tells it why if it listens.
+func (c *Conn) violated(err error) {
+	c.out.Lock()
+	c.out.Put(appendGoAwayFailed(c.out.Buffer(), Internal, err.Error()))
+	c.out.Unlock()
+	c.out.Flush()
+	c.readFailed(&Error{Code: Internal, Op: "close", Message: "the other side broke the protocol", Err: err})
+}
+
+// Ping asks the other side for a sign of life and returns how long it took.
+func (c *Conn) Ping(ctx context.Context) (time.Duration, error) {
+	start := time.Now()
+	ch := make(chan struct{})
+	c.out.Lock()
+	if c.life.ended {
+		c.out.Unlock()
+		return 0, c.Err()
+	}
+	if c.pings == nil {
+		c.pings = make(map[uint64]chan struct{})
+	}
+	c.pingLast++
+	id := c.pingLast
+	c.pings[id] = ch
+	c.pingSend = true
+	c.out.Signal()
+	c.out.Unlock()
+	c.expecting.Add(1)
+	defer c.expecting.Add(-1)
+	c.out.Flush()
+	c.ensureReader()
+	select {
+	case <-ch:
+		if err := c.Err(); err != nil {
+			return 0, err
+		}
+		return time.Since(start), nil
+	case <-ctx.Done():
+		c.out.Lock()
+		delete(c.pings, id)
+		c.out.Unlock()
+		return 0, ctx.Err()
+	}
+}
+
+// ponged ends every Ping up to the one that the PONG answers: only the latest
+// PING must be answered.
+func (c *Conn) ponged(id uint64) {
+	c.out.Lock()
+	defer c.out.Unlock()
+	for n, ch := range c.pings {
+		if n <= id {
+			close(ch)
+			delete(c.pings, n)
+		}
+	}
+}

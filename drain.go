@@ -1,0 +1,116 @@
+package plugwire
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+
+	"github.com/plugwire/plugwire/internal/batch"
+)
+
+// lifecycle is how a connection comes to its end: open, draining on either
+// side, ended, over. Guarded by out's lock, but for the last two fields.
+type lifecycle struct {
+	refuses   bool        // nothing may be opened on this side: theyDrain or ended
+	draining  bool        // this side has asked the other to open nothing more
+	acked     atomic.Bool // and the other has agreed; stored under the lock
+	ackedAt   uint64      // having sent so many one-way messages
+	theyDrain bool        // the other side has asked this one
+	closing   bool        // Close has been called
+	ended     bool        // pending calls have been ended
+	over      bool        // everything has
+	goAway    [goAwayDone + 1]bool
+	changed   batch.Gate // those who wait for a step of the drain
+
+	// Of the holder of the reading role.
+	theyAreDone bool
+	theirReason error
+}
+
+// send has a GOAWAY sent with the next batch.
+func (l *lifecycle) send(code int) { l.goAway[code] = true }
+
+func (l *lifecycle) appendGoAway(b []byte) []byte {
+	for code := range l.goAway {
+		if l.goAway[code] {
+			l.goAway[code] = false
+			b = appendFrameHeader(b, FrameHeader{Type: FrameGoAway, Code: uint16(code)})
+		}
+	}
+	return b
+}
+
+// mayOpen returns nil when this side may open calls and send one-way messages,
+// else why not. Called under out's lock.
+func (l *lifecycle) mayOpen(c *Conn) error {
+	switch {
+	case l.ended:
+		return c.Err()
+	case l.theyDrain:
+		return &Error{Code: Unavailable, Op: "call", Message: "the other side is shutting down and takes nothing new", notRun: true}
+	}
+	return nil
+}
+
+// idle reports that nothing is left to be done on either side. Called under out's lock.
+func (c *Conn) idle() bool {
+	return int(c.used) == len(c.free) && c.servingCount.Load() == 0 && c.oneWay.handledMsgs == c.life.ackedAt
+}
+
+// Shutdown ends the connection in order: the other side is asked to open nothing
+// more, calls and one-way messages that were accepted on either side are
+// finished, and then the connection is closed. When ctx ends first, Shutdown
+// closes it at once, as Close does, and returns the context's error.
+func (c *Conn) Shutdown(ctx context.Context) error {
+	c.out.Lock()
+	if c.life.ended {
+		c.out.Unlock()
+		return nil
+	}
+	if !c.life.draining {
+		c.life.draining = true
+		c.life.send(goAwayDrain)
+		c.out.Signal()
+	}
+	err := c.waitFor(ctx, &c.life.changed, func() bool { return c.life.ended || c.life.acked.Load() && c.idle() })
+	c.out.Unlock()
+	if ctx.Err() == nil {
+		err = nil // the connection broke off instead: it has ended
+	}
+	if closing := c.Close(); err == nil {
+		err = closing
+	}
+	return err
+}
+
+// goAway takes in the other side's GOAWAY.
+func (c *Conn) goAway(h FrameHeader, b []byte) error {
+	if h.Code != goAwayFailed && len(b) > 0 {
+		return fmt.Errorf("plugwire: GOAWAY %d with a payload", h.Code)
+	}
+	c.out.Lock()
+	defer c.out.Unlock()
+	switch h.Code {
+	case goAwayDrain:
+		if !c.life.theyDrain {
+			c.life.theyDrain, c.life.refuses = true, true
+			c.life.send(goAwayAck)
+			c.out.Signal()
+			c.openGates()
+		}
+	case goAwayAck:
+		if !c.life.draining {
+			return fmt.Errorf("plugwire: GOAWAY ack without drain")
+		}
+		c.life.ackedAt = c.oneWay.gotMsgs
+		c.life.acked.Store(true)
+		c.out.OpenAll(&c.life.changed)
+	case goAwayDone:
+		c.life.theyAreDone = true
+	case goAwayFailed:
+		c.life.theirReason = parseGoAwayFailed(b)
+	default:
+		return fmt.Errorf("plugwire: GOAWAY with unknown code %d", h.Code)
+	}
+	return nil
+}

@@ -1,0 +1,445 @@
+// Package batch gathers what many goroutines have to send into few writes.
+//
+// A Writer has one pending buffer, appended to under its lock, and one flusher
+// at a time, which takes the whole buffer and writes it while others append to
+// the next. Any goroutine may be the flusher for one attempt that does not
+// block (Flush); what the kernel does not take at once is left to the Writer's
+// own goroutine, the only one that ever waits in a write.
+package batch
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"runtime"
+	"sync"
+	"syscall"
+	"time"
+)
+
+const (
+	// High is how many bytes may be pending before those who append must wait.
+	High = 256 << 10
+	// eager is how many bytes make a batch worth writing without waiting for more.
+	eager = 64 << 10
+	// keep bounds the buffers that are reused; a larger one goes back to the collector.
+	keep = 1 << 20
+)
+
+type buffer struct{ b []byte }
+
+var buffers = sync.Pool{New: func() any { return &buffer{make([]byte, 0, eager)} }}
+
+// Config says what a Writer needs of its owner.
+type Config struct {
+	// Control appends the frames that are derived from state rather than
+	// queued. It is called under the lock each time a batch is made.
+	Control func(dst []byte) []byte
+	// Failed is told, once and without the lock, of the error that ended writing.
+	Failed func(error)
+	// Timeout is how long a write may make no progress before it fails.
+	Timeout time.Duration
+}
+
+// A Writer batches writes to one connection.
+type Writer struct {
+	conn net.Conn
+	raw  syscall.RawConn // nil when conn has no non-blocking attempt
+	cfg  Config
+	wake chan struct{} // the Writer's goroutine sleeps on it; it holds one token
+
+	// The attempt's argument and results, owned by who holds writing. They are
+	// fields so that the callback is made once.
+	tryFunc  func(fd uintptr) bool
+	tryBuf   []byte
+	tryWait  bool
+	tryTimer bool // a write deadline is set
+	tryN     int
+	tryErr   error
+
+	// The lock is held for appending, never for a system call. Owners may keep
+	// state of their own under it (Lock, Unlock).
+	mu       sync.Mutex
+	pending  *buffer // nil when empty
+	out      *buffer // the batch that the holder of writing sends
+	rest     []byte  // what of out is still to be sent
+	writing  bool    // out has an owner
+	left     bool    // which is the Writer's goroutine
+	kicked   bool    // wake holds a token
+	promised bool    // somebody who yielded will flush
+	pause    int     // turns that do not yield
+	control  bool    // Control has something to append
+	taken    uint64  // bytes that have left pending
+	sent     uint64  // bytes that the connection has taken
+	writes   uint64  // successful write calls
+	room     Gate    // those who wait for pending to shrink
+	idle     []chan struct{}
+	err      error
+	finished bool // the goroutine has been told to end
+}
+
+// New returns a Writer to conn and starts its goroutine, which ends after Fail
+// or a failed write.
+func New(conn net.Conn, cfg Config) *Writer {
+	w := &Writer{conn: conn, cfg: cfg, wake: make(chan struct{}, 1)}
+	if sc, ok := conn.(syscall.Conn); ok && canTry {
+		if raw, err := sc.SyscallConn(); err == nil {
+			w.raw, w.tryFunc = raw, w.try
+		}
+	}
+	go w.run()
+	return w
+}
+
+// Lock takes the lock that guards the pending buffer.
+func (w *Writer) Lock() { w.mu.Lock() }
+
+// Unlock releases it.
+func (w *Writer) Unlock() { w.mu.Unlock() }
+
+// The methods from here to "Flush" are called with the lock held.
+
+// Buffer returns the pending buffer to append to; give the result to Put.
+func (w *Writer) Buffer() []byte {
+	if w.pending == nil {
+		w.pending = buffers.Get().(*buffer)
+		w.pending.b = w.pending.b[:0]
+	}
+	return w.pending.b
+}
+
+// Put stores the buffer that Buffer returned, with what was appended to it.
+func (w *Writer) Put(b []byte) { w.pending.b = b }
+
+// Len returns how many bytes are pending.
+func (w *Writer) Len() int {
+	if w.pending == nil {
+		return 0
+	}
+	return len(w.pending.b)
+}
+
+// Position returns the offset in the connection's byte stream behind the last
+// byte appended.
+func (w *Writer) Position() uint64 { return w.taken + uint64(w.Len()) }
+
+// Sent returns how many bytes the connection has taken.
+func (w *Writer) Sent() uint64 { return w.sent }
+
+// Writes returns how many writes have been made.
+func (w *Writer) Writes() uint64 { return w.writes }
+
+// Err returns the error that ended writing, or nil.
+func (w *Writer) Err() error { return w.err }
+
+// Busy reports that a batch is being written.
+func (w *Writer) Busy() bool { return w.writing }
+
+// Eager reports that what is pending is worth a write by itself and that
+// nobody is writing.
+func (w *Writer) Eager() bool { return !w.writing && w.Len() >= eager }
+
+// Signal makes the next batch ask Control, and a batch be made though nothing is pending.
+func (w *Writer) Signal() { w.control = true }
+
+// Kick has the Writer's goroutine write what is pending, soon.
+func (w *Writer) Kick() {
+	if !w.kicked && !w.finished {
+		w.kicked = true
+		w.wake <- struct{}{}
+	}
+}
+
+// HasRoom reports whether n more bytes may be appended at once. Those who do
+// not wait in turn leave the last quarter to those who do.
+func (w *Writer) HasRoom(n int) bool {
+	limit := High
+	if !w.room.Empty() {
+		limit = High * 3 / 4
+	}
+	have := w.Len()
+	return have == 0 || have+n <= limit
+}
+
+// WaitRoom waits until n bytes may be appended: it returns with the lock held
+// and nil, or the context's or the Writer's error.
+func (w *Writer) WaitRoom(ctx context.Context, n int) error {
+	if !w.writing {
+		w.Kick()
+	}
+	return w.Wait(ctx, &w.room, func() bool { have := w.Len(); return have == 0 || have+n <= High })
+}
+
+// take makes the pending bytes the batch to write, if there are any and nobody writes.
+func (w *Writer) take() bool {
+	if w.writing || w.err != nil || (w.pending == nil && !w.control) {
+		return false
+	}
+	if w.control {
+		w.control = false
+		w.Put(w.cfg.Control(w.Buffer()))
+	}
+	if len(w.pending.b) == 0 {
+		w.release(&w.pending)
+		return false
+	}
+	w.out, w.pending = w.pending, nil
+	w.taken += uint64(len(w.out.b))
+	w.rest = w.out.b
+	w.writing = true
+	return true
+}
+
+// wrote accounts for n bytes of the batch; when all are written, the batch is
+// over and who waits for room goes on.
+func (w *Writer) wrote(n int) (whole bool) {
+	w.sent += uint64(n)
+	w.writes++
+	if w.rest = w.rest[n:]; len(w.rest) > 0 {
+		return false
+	}
+	w.writing = false
+	w.release(&w.out)
+	w.Open(&w.room)
+	return true
+}
+
+func (w *Writer) release(b **buffer) {
+	if cap((*b).b) <= keep {
+		buffers.Put(*b)
+	}
+	*b = nil
+}
+
+// idleNow tells those who wait in Drain when nothing is left to write.
+func (w *Writer) idleNow() {
+	if w.idle != nil && !w.writing && w.Len() == 0 && !w.control {
+		for _, ch := range w.idle {
+			close(ch)
+		}
+		w.idle = nil
+	}
+}
+
+// A Turn says what a goroutine that appended something, and will now wait for an
+// answer, does for it to be sent.
+type Turn int
+
+const (
+	Now     Turn = iota // write
+	Yield               // let others append too, then write
+	Nothing             // somebody else has promised to
+)
+
+// slowYield is how long a yield takes when the processors are busy with other
+// work, and yieldPause how many turns then write at once. A yield is only worth
+// it while it costs little.
+const (
+	slowYield  = 4 * time.Millisecond
+	yieldPause = 4096
+)
+
+// NoYield makes every turn Now. It is for measuring what the yield is worth.
+var NoYield bool
+
+// Turn decides on the turn of who has just appended; alone says that nobody
+// else is likely to append soon.
+func (w *Writer) Turn(alone bool) Turn {
+	switch {
+	case alone || NoYield:
+		return Now
+	case w.pause > 0:
+		w.pause--
+		return Now
+	case w.promised:
+		return Nothing
+	}
+	w.promised = true
+	return Yield
+}
+
+// FlushTurn, called without the lock, takes the turn.
+func (w *Writer) FlushTurn(t Turn) {
+	switch t {
+	case Yield:
+		start := time.Now()
+		runtime.Gosched()
+		if time.Since(start) > slowYield {
+			w.mu.Lock()
+			w.pause = yieldPause
+			w.mu.Unlock()
+		}
+		w.Flush()
+	case Now:
+		w.Flush()
+	}
+}
+
+// Flush, called without the lock, writes what is pending unless somebody else
+// is writing. It never waits: what the connection does not take at once is
+// left to the Writer's goroutine, and so is what comes in during two batches.
+func (w *Writer) Flush() {
+	w.mu.Lock()
+	w.promised = false
+	if w.raw == nil {
+		if !w.writing && (w.Len() > 0 || w.control) {
+			w.Kick()
+		}
+		w.mu.Unlock()
+		return
+	}
+	for range 2 {
+		if !w.take() {
+			w.idleNow()
+			w.mu.Unlock()
+			return
+		}
+		w.mu.Unlock()
+		n, err := w.attempt(w.rest, false)
+		w.mu.Lock()
+		if err != nil {
+			w.mu.Unlock()
+			w.Fail(err)
+			return
+		}
+		if !w.wrote(n) {
+			w.left = true
+			w.Kick()
+			w.mu.Unlock()
+			return
+		}
+	}
+	if w.Len() > 0 || w.control {
+		w.Kick()
+	} else {
+		w.idleNow()
+	}
+	w.mu.Unlock()
+}
+
+// run is the Writer's goroutine: it takes over a batch that was left to it, then
+// makes batches until nothing is pending.
+func (w *Writer) run() {
+	for range w.wake {
+		w.mu.Lock()
+		w.kicked = false
+		for w.err == nil && (w.left || w.take()) {
+			w.left = true // ours until it is written
+			b := w.rest
+			w.mu.Unlock()
+			n, err := w.write(b)
+			w.mu.Lock()
+			if err != nil {
+				w.mu.Unlock()
+				w.Fail(err)
+				w.mu.Lock()
+				break
+			}
+			w.left = !w.wrote(n)
+		}
+		w.idleNow()
+		ended := w.finished
+		w.mu.Unlock()
+		if ended {
+			return
+		}
+	}
+}
+
+// write waits until the connection takes some bytes.
+func (w *Writer) write(b []byte) (int, error) {
+	if w.raw != nil {
+		return w.attempt(b, true)
+	}
+	w.conn.SetWriteDeadline(time.Now().Add(w.cfg.Timeout))
+	n, err := w.conn.Write(b)
+	w.conn.SetWriteDeadline(time.Time{})
+	if n > 0 && errors.Is(err, os.ErrDeadlineExceeded) {
+		err = nil // progress: the rest has its own deadline
+	}
+	if n == 0 && err == nil {
+		err = io.ErrShortWrite
+	}
+	return n, err
+}
+
+// attempt writes what the connection takes: without waiting, when 0 bytes are
+// no error, or waiting until it takes some. Its caller holds writing.
+func (w *Writer) attempt(b []byte, wait bool) (int, error) {
+	w.tryBuf, w.tryWait, w.tryTimer = b, wait, false
+	err := w.raw.Write(w.tryFunc)
+	if w.tryTimer {
+		w.conn.SetWriteDeadline(time.Time{})
+	}
+	if err == nil && w.tryErr != nil {
+		a := w.conn.RemoteAddr()
+		err = &net.OpError{Op: "write", Net: a.Network(), Addr: a, Err: w.tryErr}
+	}
+	return w.tryN, err
+}
+
+// try is the callback of attempt: false has the runtime wait until the
+// descriptor is writable and call again.
+func (w *Writer) try(fd uintptr) bool {
+	w.tryN, w.tryErr = writeOnce(fd, w.tryBuf)
+	if w.tryN > 0 || w.tryErr != nil || !w.tryWait {
+		return true
+	}
+	if !w.tryTimer { // only a write that waits needs a deadline
+		w.tryTimer = true
+		w.conn.SetWriteDeadline(time.Now().Add(w.cfg.Timeout))
+	}
+	return false
+}
+
+// Drain writes what is pending and waits until it is written, for at most d.
+func (w *Writer) Drain(d time.Duration) error {
+	w.Flush()
+	w.mu.Lock()
+	if w.err != nil || (!w.writing && w.Len() == 0 && !w.control) {
+		defer w.mu.Unlock()
+		return w.err
+	}
+	ch := make(chan struct{})
+	w.idle = append(w.idle, ch)
+	if !w.writing {
+		w.Kick()
+	}
+	w.mu.Unlock()
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ch:
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return w.err
+	case <-timer.C:
+		return os.ErrDeadlineExceeded
+	}
+}
+
+// Fail ends writing: nothing more is written, everyone who waits gets err, and
+// the goroutine ends. Only the first call counts.
+func (w *Writer) Fail(err error) {
+	w.mu.Lock()
+	if w.err != nil {
+		w.mu.Unlock()
+		return
+	}
+	w.err = err
+	w.Kick()
+	w.finished = true
+	for _, ch := range w.idle {
+		close(ch)
+	}
+	w.idle = nil
+	w.mu.Unlock()
+	if w.cfg.Failed != nil {
+		w.cfg.Failed(err)
+	}
+	w.mu.Lock()
+	w.room.signalAll()
+	w.mu.Unlock()
+}

@@ -1,0 +1,195 @@
+package plugwire
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"time"
+)
+
+// message is something to send that may take several frames.
+type message struct {
+	kind     FrameType
+	flags    FrameFlags // BACK, for what an acceptor sends
+	code     uint16
+	id       uint32
+	name     string    // of the method, when code is 0 and the kind has one
+	deadline time.Time // or zero
+	payload  []byte
+}
+
+// prefixLen is the size of the fields before the payload, but for BEGIN's total.
+func (m *message) prefixLen() int {
+	n := 0
+	if !m.deadline.IsZero() {
+		n += 8
+	}
+	if m.byName() {
+		n += 1 + len(m.name)
+	}
+	return n
+}
+
+func (m *message) byName() bool {
+	return m.code == 0 && (m.kind == FrameCall || m.kind == FrameNotify)
+}
+
+// size is the length of the message as one frame's payload.
+func (m *message) size() int { return m.prefixLen() + len(m.payload) }
+
+// append appends the first frame of the message with the first n bytes of its
+// payload: the only frame when that is all of it. The time left is computed here.
+func (m *message) append(b []byte, n int) []byte {
+	h := FrameHeader{Type: m.kind, Flags: m.flags, Code: m.code, ID: m.id, Length: uint32(m.prefixLen() + n)}
+	part := n < len(m.payload)
+	if part {
+		h.Flags |= FlagBegin | FlagMore
+		h.Length += 4
+	}
+	if !m.deadline.IsZero() {
+		h.Flags |= FlagDeadline
+	}
+	b = appendFrameHeader(b, h)
+	if part {
+		b = binary.LittleEndian.AppendUint32(b, uint32(len(m.payload)))
+	}
+	if !m.deadline.IsZero() {
+		b = binary.LittleEndian.AppendUint64(b, uint64(max(time.Until(m.deadline), 0)))
+	}
+	if m.byName() {
+		b = append(append(b, byte(len(m.name))), m.name...)
+	}
+	return append(b, m.payload[:n]...)
+}
+
+// errStopped is what sendFragments returns when stop said so.
+var errStopped = errors.New("plugwire: stopped")
+
+// sendFragments appends a message that does not fit one frame, waiting for room
+// before each frame. It is called and returns with out's lock held, which it
+// gives up to wait and to write. An error after the first frame leaves the
+// message begun: the caller sends ABORT, where the kind has it.
+func (c *Conn) sendFragments(ctx context.Context, m *message, stop func() bool) (begun bool, err error) {
+	done := ctx.Done()
+	for at := 0; at < len(m.payload); {
+		step := c.limits.frame
+		if at == 0 {
+			step -= 4 + m.prefixLen()
+		}
+		step = min(step, len(m.payload)-at)
+		if !c.out.HasRoom(step + frameHeaderLen) {
+			if c.out.Eager() {
+				c.flushLocked()
+				continue
+			}
+			if err := c.out.WaitRoom(ctx, step+frameHeaderLen); err != nil {
+				return at > 0, err
+			}
+		}
+		select {
+		case <-done:
+			return at > 0, ctx.Err()
+		default:
+		}
+		if stop() {
+			return at > 0, errStopped
+		}
+		b := c.out.Buffer()
+		if at == 0 {
+			b = m.append(b, step)
+		} else {
+			h := FrameHeader{Type: m.kind, Flags: m.flags & FlagBack, Code: m.code, ID: m.id, Length: uint32(step)}
+			if at+step < len(m.payload) {
+				h.Flags |= FlagMore
+			}
+			b = append(appendFrameHeader(b, h), m.payload[at:at+step]...)
+		}
+		c.out.Put(b)
+		at += step
+	}
+	return true, nil
+}
+
+// flushLocked writes what is pending; the lock is given up meanwhile.
+func (c *Conn) flushLocked() {
+	c.out.Unlock()
+	c.out.Flush()
+	c.out.Lock()
+}
+
+// prefix is what precedes the payload in a message's first frame.
+type prefix struct {
+	total   int // of a message in several frames, else 0
+	left    time.Duration
+	hasLeft bool
+	name    []byte
+}
+
+// parsePrefix reads the fields before the payload that h's flags announce.
+func parsePrefix(h FrameHeader, b []byte, maxMessage int) (p prefix, payload []byte, err error) {
+	f := fieldReader{b: b}
+	if h.Flags&FlagBegin != 0 {
+		total := f.u32()
+		switch {
+		case h.Flags&FlagMore == 0:
+			return p, nil, fmt.Errorf("plugwire: %v with BEGIN and without MORE", h.Type)
+		case total == 0 || uint64(total) > uint64(maxMessage):
+			return p, nil, fmt.Errorf("plugwire: %v announces a message of %d bytes, MaxMessage is %d", h.Type, total, maxMessage)
+		}
+		p.total = int(total)
+	}
+	if h.Flags&FlagDeadline != 0 {
+		left := f.u64()
+		if left > math.MaxInt64 {
+			return p, nil, fmt.Errorf("plugwire: %v with a deadline out of range", h.Type)
+		}
+		p.left, p.hasLeft = time.Duration(left), true
+	}
+	if h.Code == 0 && (h.Type == FrameCall || h.Type == FrameNotify) {
+		p.name = f.take(f.u8())
+		if !f.bad && len(p.name) == 0 {
+			return p, nil, fmt.Errorf("plugwire: %v by name without a name", h.Type)
+		}
+	}
+	if f.bad {
+		return p, nil, errTruncated
+	}
+	if p.total > 0 && len(f.b) >= p.total {
+		return p, nil, fmt.Errorf("plugwire: %v with BEGIN holds its whole message", h.Type)
+	}
+	return p, f.b, nil
+}
+
+// assembly is a message that arrives in several frames.
+type assembly struct {
+	buf   []byte
+	total int // 0: none under way
+}
+
+// add appends a fragment. The buffer grows as bytes arrive, never by more than
+// double. whole reports that the message is complete.
+func (a *assembly) add(h FrameHeader, b []byte) (whole bool, err error) {
+	have := len(a.buf) + len(b)
+	more := h.Flags&FlagMore != 0
+	switch {
+	case have > a.total || more && have == a.total:
+		return false, fmt.Errorf("plugwire: fragments of %v exceed the announced %d bytes", h.Type, a.total)
+	case !more && have < a.total:
+		return false, fmt.Errorf("plugwire: fragments of %v end at %d of %d bytes", h.Type, have, a.total)
+	}
+	a.buf = appendGrown(a.buf, b, a.total-have)
+	return !more, nil
+}
+
+// appendGrown appends b to dst, behind which more bytes are expected: capacity
+// doubles, but not beyond what will be needed.
+func appendGrown(dst, b []byte, more int) []byte {
+	if need := len(dst) + len(b); need > cap(dst) {
+		grown := make([]byte, len(dst), min(max(need, 2*cap(dst)), need+more))
+		copy(grown, dst)
+		dst = grown
+	}
+	return append(dst, b...)
+}

@@ -1,0 +1,104 @@
+package plugwire
+
+import (
+	"sync"
+	"time"
+)
+
+// The monitor is one goroutine per process, there only while some connection
+// has run handlers or lent its reading role lately. Every millisecond it looks
+// at their role words; one that it sees for the second time belongs to a
+// handler that takes long, a borrower that waits long, or to nobody, and it
+// sees to it that somebody reads. So nobody else has to look at a clock.
+var monitor struct {
+	mu      sync.Mutex
+	conns   []*Conn
+	running bool
+}
+
+const (
+	monitorTick = time.Millisecond
+	// quietTicks is how long a connection is watched after its role last changed.
+	quietTicks = 32
+)
+
+// watch has the monitor look at c's role. Who changes the role to anything but
+// roleReading does so first and calls watch after.
+func (c *Conn) watch() {
+	if c.watched.Load() || !c.watched.CompareAndSwap(false, true) {
+		return
+	}
+	monitor.mu.Lock()
+	monitor.conns = append(monitor.conns, c)
+	start := !monitor.running
+	monitor.running = true
+	monitor.mu.Unlock()
+	if start {
+		go runMonitor()
+	}
+}
+
+func runMonitor() {
+	tick := time.NewTicker(monitorTick)
+	defer tick.Stop()
+	var conns []*Conn
+	for range tick.C {
+		monitor.mu.Lock()
+		conns = append(conns[:0], monitor.conns...)
+		monitor.mu.Unlock()
+		quiet := 0
+		for _, c := range conns {
+			if c.looked() {
+				quiet++
+			}
+		}
+		if quiet > 0 && !dropQuiet() {
+			return
+		}
+	}
+}
+
+// looked acts on c's role and reports whether it has been quiet for long.
+func (c *Conn) looked() bool {
+	word := c.role.Load()
+	if word != c.lastRole {
+		c.lastRole, c.quiet = word, 0
+		return false
+	}
+	switch word & roleMask {
+	case roleHandler:
+		c.takeOver(word)
+	case roleBorrowed:
+		c.nc.SetReadDeadline(time.Unix(1, 0)) // see fill
+	case roleFree:
+		if c.role.CompareAndSwap(word, nextRole(word, roleReading)) {
+			c.workers.run(c.reader)
+		}
+	case roleReading:
+		c.quiet++
+		return c.quiet > quietTicks
+	}
+	return false
+}
+
+// dropQuiet stops watching what is quiet, and reports whether anything is left.
+func dropQuiet() bool {
+	monitor.mu.Lock()
+	defer monitor.mu.Unlock()
+	kept := monitor.conns[:0]
+	for _, c := range monitor.conns {
+		if c.quiet > quietTicks {
+			c.quiet = 0
+			c.watched.Store(false)
+			// A change that came before the store found c watched.
+			if c.role.Load() == c.lastRole || !c.watched.CompareAndSwap(false, true) {
+				continue
+			}
+		}
+		kept = append(kept, c)
+	}
+	clear(monitor.conns[len(kept):])
+	monitor.conns = kept
+	monitor.running = len(kept) > 0
+	return monitor.running
+}

@@ -1,0 +1,478 @@
+package plugwire
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"github.com/plugwire/plugwire/internal/batch"
+)
+
+// One-way messages: in order, under credit. Both counts are cumulative and never
+// wrap. The cost of a message is its payload and messageCost.
+
+// outNotes is the sending side. Guarded by out's lock.
+type outNotes struct {
+	sentBytes, sentMsgs       uint64
+	handledBytes, handledMsgs uint64 // as the other side has said
+	large                     bool   // a message of several frames is being sent
+	ask                       bool   // CREDIT is to be asked for
+	window                    batch.Gate
+	handled                   batch.Gate
+}
+
+// outstanding is the cost of what the other side has not yet handled.
+func (n *outNotes) outstanding() uint64 {
+	return n.sentBytes - n.handledBytes + messageCost*(n.sentMsgs-n.handledMsgs)
+}
+
+// fits reports whether a message may be sent now. One that is larger than the
+// window goes alone.
+func (n *outNotes) fits(size, window int) bool {
+	have := n.outstanding()
+	return !n.large && (have == 0 || have+uint64(size)+messageCost <= uint64(window))
+}
+
+func (n *outNotes) appendAsk(b []byte) []byte {
+	if n.ask {
+		n.ask = false
+		b = appendFrameHeader(b, FrameHeader{Type: FrameCredit})
+	}
+	return b
+}
+
+// Notify sends a one-way message. Nil means that it was accepted: it will be
+// sent and handled in the order in which this connection's Notify calls
+// returned, unless the connection breaks. Notify waits while the other side is
+// behind by Limits.OneWayWindow; when ctx ends meanwhile the message is not
+// sent. msg is not touched after Notify returns. Flush waits for the handlers.
+func (c *Conn) Notify(ctx context.Context, method string, msg []byte) error {
+	code, err := c.methodNumber(method)
+	if err != nil {
+		return err
+	}
+	c.out.Lock()
+	m := message{kind: FrameNotify, code: code, name: method, payload: msg}
+	size := m.size()
+	for first := true; ; first = false {
+		ready := c.notes.fits(len(msg), c.limits.oneWay) && (!first || c.notes.window.Empty()) && !c.life.refuses &&
+			size <= c.limits.frame && c.out.HasRoom(size+frameHeaderLen) && ctx.Err() == nil
+		if ready {
+			break
+		}
+		again, err := c.notifySlow(ctx, &m)
+		if err != nil || !again {
+			c.out.Unlock()
+			return err
+		}
+	}
+	c.out.Put(m.append(c.out.Buffer(), len(msg)))
+	c.notes.sentBytes += uint64(len(msg))
+	c.notes.sentMsgs++
+	c.notified()
+	return nil
+}
+
+// notified has what was queued sent: by this goroutine when it is worth a
+// write, else by the writer's. It gives up out's lock.
+func (c *Conn) notified() {
+	eager := c.out.Eager()
+	if !eager && !c.out.Busy() {
+		c.out.Kick()
+	}
+	c.out.Unlock()
+	if eager {
+		c.out.Flush()
+	}
+}
+
+// notifySlow does what stands between a message and the buffer: it waits, or
+// sends a large message itself (again is false then).
+func (c *Conn) notifySlow(ctx context.Context, m *message) (again bool, err error) {
+	fail := func(err error) error { return callError(err, m.name, true) }
+	if err := ctx.Err(); err != nil {
+		return false, fail(err)
+	}
+	if err := c.life.mayOpen(c); err != nil {
+		return false, fail(err)
+	}
+	if len(m.payload) > c.limits.message {
+		return false, &Error{Code: ResourceExhausted, Op: "call", Addr: m.name, notRun: true,
+			Message: fmt.Sprintf("message of %d bytes, the other side takes %d", len(m.payload), c.limits.message)}
+	}
+	fits := func() bool { return c.notes.fits(len(m.payload), c.limits.oneWay) }
+	if !fits() || !c.notes.window.Empty() {
+		if !c.notes.large {
+			c.notes.ask = true
+			c.out.Signal()
+		}
+		if err := c.waitFor(ctx, &c.notes.window, func() bool { return fits() || c.life.mayOpen(c) != nil }); err != nil {
+			return false, fail(err)
+		}
+		return true, nil
+	}
+	if m.size() <= c.limits.frame {
+		_, err := c.room(ctx, m.size()+frameHeaderLen)
+		if err != nil {
+			err = fail(err)
+		}
+		return true, err
+	}
+	return false, c.notifyLarge(ctx, m)
+}
+
+// notifyLarge sends a message of several frames, with which no other mixes.
+func (c *Conn) notifyLarge(ctx context.Context, m *message) error {
+	n := &c.notes
+	n.large = true
+	n.sentBytes += uint64(len(m.payload))
+	n.sentMsgs++
+	begun, err := c.sendFragments(ctx, m, func() bool { return c.life.ended })
+	n.large = false
+	if err != nil {
+		if begun {
+			c.out.Put(appendFrameHeader(c.out.Buffer(), FrameHeader{Type: FrameAbort}))
+		} else {
+			n.sentBytes -= uint64(len(m.payload))
+			n.sentMsgs--
+		}
+		if err == errStopped {
+			err = c.Err()
+		}
+		err = callError(err, m.name, true)
+	}
+	c.out.Open(&n.window)
+	c.out.Kick()
+	return err
+}
+
+// Flush waits until the other side has handled every one-way message that
+// Notify accepted before: their handlers have returned. It also sends whatever
+// else is waiting to be sent.
+func (c *Conn) Flush(ctx context.Context) error {
+	c.out.Lock()
+	defer c.out.Unlock()
+	n := &c.notes
+	target := n.sentMsgs
+	if n.handledMsgs >= target {
+		c.flushLocked()
+		return nil
+	}
+	n.ask = true
+	c.out.Signal()
+	err := c.waitFor(ctx, &n.handled, func() bool { return n.handledMsgs >= target || c.life.ended })
+	if err == nil && n.handledMsgs < target {
+		err = c.Err()
+	}
+	return err
+}
+
+// credited takes in what the other side says that it has handled.
+func (c *Conn) credited(b []byte) error {
+	f := fieldReader{b: b}
+	bytes, msgs := f.u64(), f.u64()
+	if f.bad || len(f.b) > 0 {
+		return fmt.Errorf("plugwire: CREDIT of %d bytes", len(b))
+	}
+	c.out.Lock()
+	defer c.out.Unlock()
+	n := &c.notes
+	if bytes < n.handledBytes || msgs < n.handledMsgs || bytes > n.sentBytes || msgs > n.sentMsgs {
+		return fmt.Errorf("plugwire: CREDIT for %d bytes in %d messages, of %d in %d sent and %d in %d credited before",
+			bytes, msgs, n.sentBytes, n.sentMsgs, n.handledBytes, n.handledMsgs)
+	}
+	n.handledBytes, n.handledMsgs = bytes, msgs
+	c.out.Open(&n.window)
+	c.out.OpenAll(&n.handled)
+	return nil
+}
+
+// inNotes is the receiving side of one-way messages.
+type inNotes struct {
+	// Of the holder of the reading role.
+	gotBytes, gotMsgs   uint64 // arrived; a message in several frames counts when it begins
+	seenBytes, seenMsgs uint64 // the handled counts as last looked at
+	large               assembly
+	largeNote           note
+	spare               []byte // for the next large one
+
+	// Guarded by out's lock.
+	handledBytes, handledMsgs   uint64
+	creditedBytes, creditedMsgs uint64 // as last said to the other side
+	askedFirst, askedLast       uint64 // message counts at which it wants to hear, or 0
+	due                         bool
+
+	busy atomic.Bool // messages are handled on another goroutine: those that arrive queue up
+	ctx  atomic.Pointer[requestContext]
+
+	mu    sync.Mutex // guards the queue, and busy's way to false
+	queue []note
+
+	running int // size of the message that the queue's goroutine handles
+}
+
+// note is a queued one-way message.
+type note struct {
+	method  *method
+	name    string
+	payload []byte
+}
+
+// appendCredit appends what is to be said about handled messages.
+func (n *inNotes) appendCredit(b []byte) []byte {
+	if !n.due {
+		return b
+	}
+	n.due = false
+	n.creditedBytes, n.creditedMsgs = n.handledBytes, n.handledMsgs
+	b = appendFrameHeader(b, FrameHeader{Type: FrameCredit, Length: 16})
+	return appendCreditPayload(b, n.handledBytes, n.handledMsgs)
+}
+
+// noteHandled accounts for handled messages and decides whether the other side
+// should hear of it: at a quarter of the window, or when it asked.
+func (c *Conn) noteHandled(bytes, msgs uint64) {
+	n := &c.oneWay
+	c.out.Lock()
+	n.handledBytes += bytes
+	n.handledMsgs += msgs
+	c.creditDue()
+	c.out.Unlock()
+}
+
+// creditDue is called under out's lock.
+func (c *Conn) creditDue() {
+	n := &c.oneWay
+	uncredited := n.handledBytes - n.creditedBytes + messageCost*(n.handledMsgs-n.creditedMsgs)
+	due := uncredited >= uint64(c.cfg.Limits.OneWayWindow)/4
+	if n.askedFirst > 0 && n.handledMsgs >= n.askedFirst {
+		due = true
+		n.askedFirst = 0
+		if n.handledMsgs < n.askedLast {
+			n.askedFirst = n.askedLast
+		}
+	}
+	if due && !n.due {
+		n.due = true
+		c.out.Signal()
+	}
+	if c.life.draining {
+		c.out.OpenAll(&c.life.changed)
+	}
+}
+
+// creditAsked takes in a CREDIT that asks. The reader has settled what it
+// handled so far.
+func (c *Conn) creditAsked() {
+	c.out.Lock()
+	n := &c.oneWay
+	n.askedLast = max(n.gotMsgs, 1)
+	if n.askedFirst == 0 {
+		n.askedFirst = n.askedLast
+	}
+	if n.gotMsgs == 0 || n.handledMsgs >= n.askedLast {
+		n.askedFirst, n.due = 0, true
+		c.out.Signal()
+	}
+	c.creditDue()
+	c.out.Unlock()
+}
+
+// notify takes in a NOTIFY frame; mine is false when the role was taken over.
+func (rd *reader) notify(h FrameHeader, b []byte) (mine bool, err error) {
+	c := rd.c
+	n := &c.oneWay
+	rd.served = true
+	switch {
+	case h.ID != 0:
+		return true, fmt.Errorf("plugwire: NOTIFY in slot %d", h.ID)
+	case h.Flags&FlagMeta != 0:
+		return true, errNoMetadata
+	case n.large.total > 0:
+		return rd.notifyPart(h, b)
+	case h.Flags&(FlagBegin|FlagMore) == FlagMore:
+		return true, errNoBegin
+	case c.life.acked.Load():
+		return true, fmt.Errorf("plugwire: NOTIFY after GOAWAY ack")
+	}
+	pre, payload, err := parsePrefix(h, b, c.cfg.Limits.MaxMessage)
+	if err != nil {
+		return true, err
+	}
+	m, err := c.lookUp(h, pre.name)
+	if err != nil {
+		return true, err
+	}
+	if err := c.noteArrived(max(pre.total, len(payload))); err != nil {
+		return true, err
+	}
+	nt := note{method: m, payload: payload}
+	if m == nil || m.number == 0 {
+		nt.name = string(pre.name)
+	}
+	if pre.total > 0 {
+		n.largeNote = nt
+		n.large.total = pre.total
+		n.large.buf = appendGrown(n.spare[:0], payload, pre.total-len(payload))
+		n.spare = nil
+		return true, nil
+	}
+	return rd.deliver(nt), nil
+}
+
+// notifyPart takes in a further fragment of a one-way message.
+func (rd *reader) notifyPart(h FrameHeader, b []byte) (mine bool, err error) {
+	n := &rd.c.oneWay
+	if h.Flags&^FlagMore != 0 {
+		return true, errBeginTwice
+	}
+	whole, err := n.large.add(h, b)
+	if err != nil || !whole {
+		return true, err
+	}
+	nt := n.largeNote
+	nt.payload = n.large.buf
+	n.large, n.largeNote = assembly{}, note{}
+	if mine = rd.deliver(nt); mine && !n.busy.Load() && cap(nt.payload) <= spareBytes {
+		n.spare = nt.payload // handled: the next one may use its buffer
+	}
+	return mine, nil
+}
+
+// spareBytes is the largest buffer that is kept for the next large message.
+const spareBytes = 1 << 20
+
+// notifyAborted drops a message in several frames: it counts as handled.
+func (rd *reader) notifyAborted() error {
+	n := &rd.c.oneWay
+	if n.large.total == 0 {
+		return fmt.Errorf("plugwire: ABORT of a one-way message that was not begun")
+	}
+	rd.noteBytes += uint64(n.large.total)
+	rd.noteMsgs++
+	n.large, n.largeNote = assembly{}, note{}
+	return nil
+}
+
+// noteArrived counts an arriving message and enforces the window, as the other
+// side must see it: what it has been told is never more than what was handled.
+func (c *Conn) noteArrived(size int) error {
+	n := &c.oneWay
+	n.gotBytes += uint64(size)
+	n.gotMsgs++
+	if n.gotBytes-n.seenBytes+messageCost*(n.gotMsgs-n.seenMsgs) <= uint64(c.cfg.Limits.OneWayWindow) {
+		return nil
+	}
+	c.reader.settleNotes()
+	c.out.Lock()
+	n.seenBytes, n.seenMsgs = n.handledBytes, n.handledMsgs
+	c.out.Unlock()
+	have := n.gotBytes - n.seenBytes + messageCost*(n.gotMsgs-n.seenMsgs)
+	if have > uint64(c.cfg.Limits.OneWayWindow) && n.gotMsgs-n.seenMsgs > 1 {
+		return fmt.Errorf("plugwire: one-way messages of %d bytes not yet handled, OneWayWindow is %d", have, c.cfg.Limits.OneWayWindow)
+	}
+	return nil
+}
+
+// deliver runs a message's handler, behind those of the messages before it:
+// inline, or by the queue.
+func (rd *reader) deliver(nt note) (mine bool) {
+	c := rd.c
+	n := &c.oneWay
+	if n.busy.Load() && c.enqueue(nt) {
+		return true
+	}
+	if nt.method == nil { // nobody there, and nobody to tell
+		rd.noteBytes += uint64(len(nt.payload))
+		rd.noteMsgs++
+		return true
+	}
+	if !c.statsOf(nt.method).inline() {
+		n.busy.Store(true)
+		c.enqueue(nt)
+		c.workers.run((*noteRunner)(c))
+		return true
+	}
+	rd.note = Request{conn: c, method: nt.method, name: nt.name, payload: nt.payload}
+	rd.enter(nt.method, &rd.note)
+	invoke(nt.method, &rd.note, rd.reply[:0])
+	return rd.noted()
+}
+
+// noted goes on after a handler that ran inline.
+func (rd *reader) noted() (mine bool) {
+	size := uint64(len(rd.note.payload))
+	rd.note.release()
+	if rd.leave() {
+		rd.noteBytes += size
+		rd.noteMsgs++
+		return true
+	}
+	c := rd.c
+	rd.releaseBuffer()
+	c.noteHandled(size, 1)
+	c.noteQueue()
+	return false
+}
+
+// enqueue adds a copy of a message to the queue, unless the queue's goroutine has just ended.
+func (c *Conn) enqueue(nt note) bool {
+	n := &c.oneWay
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !n.busy.Load() {
+		return false
+	}
+	nt.payload = append([]byte(nil), nt.payload...)
+	n.queue = append(n.queue, nt)
+	return true
+}
+
+// noteQueue handles queued messages, in order, until there are none.
+func (c *Conn) noteQueue() {
+	n := &c.oneWay
+	for {
+		n.mu.Lock()
+		if len(n.queue) == 0 {
+			n.queue = nil
+			n.busy.Store(false)
+			n.mu.Unlock()
+			c.out.Flush()
+			return
+		}
+		nt := n.queue[0]
+		n.queue[0] = note{}
+		n.queue = n.queue[1:]
+		n.mu.Unlock()
+		n.running = len(nt.payload)
+		if nt.method != nil {
+			r := Request{conn: c, method: nt.method, name: nt.name, payload: nt.payload}
+			invoke(nt.method, &r, nil)
+			r.release()
+		}
+		c.noteHandled(uint64(n.running), 1)
+		c.flushIfDue()
+	}
+}
+
+// flushIfDue sends credit that has become due, for the sender may wait for it.
+func (c *Conn) flushIfDue() {
+	c.out.Lock()
+	due := c.oneWay.due
+	c.out.Unlock()
+	if due {
+		c.out.Flush()
+	}
+}
+
+// noteRunner is the worker's work on the queue.
+type noteRunner Conn
+
+func (r *noteRunner) run() { (*Conn)(r).noteQueue() }
+
+// noteQueued goes on with the queue after a handler that ended its goroutine.
+func (c *Conn) noteQueued() {
+	c.noteHandled(uint64(c.oneWay.running), 1)
+	c.noteQueue()
+}

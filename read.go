@@ -1,0 +1,489 @@
+package plugwire
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"sync"
+	"time"
+)
+
+// Reading. One goroutine at a time holds the reading role: it alone reads the
+// connection and takes in frames. The role word holds an epoch, which changes
+// whenever user code starts or the role changes hands, and one of these states.
+const (
+	roleFree     = iota // nobody reads; whoever needs something to be read takes the role
+	roleReading         // a reader's goroutine reads, or takes in frames
+	roleHandler         // a reader's goroutine is in a handler: a stand-in may take the role
+	roleBorrowed        // a lone caller reads its own reply
+	roleMask     = 3
+)
+
+// nextRole returns the role word with the given state and a new epoch.
+func nextRole(word, state uint64) uint64 { return (word | roleMask) + 1 | state }
+
+const (
+	// batchReplies and batchBytes bound the replies that leave together.
+	batchReplies = 64
+	batchBytes   = 32 << 10
+	// congested is how many bytes may be unsent before handlers no longer run inline.
+	congested = 192 << 10
+)
+
+type readBuffer [frameHeaderLen + maxFrame]byte
+
+var readBuffers = sync.Pool{New: func() any { return new(readBuffer) }}
+
+// A reader is the state of the reading role: a buffer, of which buf[r:w] is not
+// yet taken in, and what is to be settled after the frames in it. It passes
+// from goroutine to goroutine with the role. A handler that runs on the
+// goroutine of a reader whose role is taken over keeps that reader, and the
+// stand-in gets a new one.
+type reader struct {
+	c    *Conn
+	buf  *readBuffer // nil while there is nothing in it
+	r, w int
+
+	freed     []uint32 // slots whose calls have ended
+	noteBytes uint64   // one-way messages handled inline
+	noteMsgs  uint64
+	made      int // replies since the last flush, and their bytes
+	madeBytes int
+	congested bool   // replies do not leave fast enough
+	served    bool   // frames of the other side's calls and messages were among the last ones
+	delivered bool   // endings of own calls were
+	reply     []byte // what inline handlers append to
+	word      uint64 // the role word while a handler runs
+	current   *method
+	note      Request // the one-way message that is handled inline
+	readFunc  func(fd uintptr) bool
+	n         int // results of readFunc
+	err       error
+}
+
+func newReader(c *Conn) *reader {
+	rd := &reader{c: c}
+	rd.readFunc = rd.readRaw
+	return rd
+}
+
+// errPoked is what fill returns when the monitor asked the borrower to let go.
+var errPoked = errors.New("plugwire: poked")
+
+// fill reads once, waiting until there is something. An idle connection holds
+// no buffer while it waits, where the platform can wait without one.
+func (rd *reader) fill() error {
+	c := rd.c
+	if rd.r > 0 {
+		if rd.buf != nil {
+			copy(rd.buf[:], rd.buf[rd.r:rd.w])
+		}
+		rd.r, rd.w = 0, rd.w-rd.r
+	}
+	var err error
+	if c.raw != nil {
+		rd.n, rd.err = 0, nil
+		if err = c.raw.Read(rd.readFunc); err == nil {
+			err = rd.err
+		}
+	} else {
+		rd.ensureBuffer()
+		rd.n, err = c.nc.Read(rd.buf[rd.w:])
+	}
+	if rd.n > 0 {
+		rd.w += rd.n
+		c.reads.Add(1)
+		c.readBytes.Add(uint64(rd.n))
+		return nil
+	}
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		c.nc.SetReadDeadline(time.Time{})
+		return errPoked
+	case err == nil && c.raw != nil:
+		return io.EOF
+	case err == nil:
+		return io.ErrNoProgress
+	}
+	return err
+}
+
+// readRaw is the callback of fill: false has the runtime wait until the
+// descriptor is readable and call again.
+func (rd *reader) readRaw(fd uintptr) bool {
+	rd.ensureBuffer()
+	again := false
+	rd.n, again, rd.err = readOnce(fd, rd.buf[rd.w:])
+	if again && rd.w == 0 {
+		rd.releaseBuffer()
+	}
+	return !again
+}
+
+func (rd *reader) ensureBuffer() {
+	if rd.buf == nil {
+		rd.buf = readBuffers.Get().(*readBuffer)
+	}
+}
+
+func (rd *reader) releaseBuffer() {
+	if rd.buf != nil {
+		readBuffers.Put(rd.buf)
+		rd.buf, rd.r, rd.w = nil, 0, 0
+	}
+}
+
+// verdict is why process stopped.
+type verdict int
+
+const (
+	needMore verdict = iota // the rest of a frame, or another
+	userCode                // the next frame needs a handler, and the role is borrowed
+	roleGone                // the role is somebody else's
+	readOver                // the connection has ended
+)
+
+// run is the reader's goroutine, which holds the role in state roleReading.
+func (rd *reader) run() {
+	c := rd.c
+	for {
+		rd.settle()
+		switch v := rd.process(false); v {
+		case roleGone, readOver:
+			return
+		}
+		rd.settle()
+		if rd.letGo() {
+			return
+		}
+		if err := rd.fill(); err != nil && err != errPoked {
+			rd.releaseBuffer()
+			c.readFailed(err)
+			return
+		}
+	}
+}
+
+// process takes in the whole frames in the buffer.
+func (rd *reader) process(borrowed bool) verdict {
+	c := rd.c
+	rd.served, rd.delivered = false, false
+	for rd.w-rd.r >= frameHeaderLen {
+		if c.ended.Load() {
+			rd.r = rd.w // this side has closed: what still comes is discarded
+			return needMore
+		}
+		b := rd.buf[rd.r:rd.w]
+		h := decodeFrameHeader(b)
+		err := h.check()
+		if err == nil && uint64(h.Length) > uint64(c.cfg.Limits.MaxFrame) {
+			err = fmt.Errorf("plugwire: %v of %d bytes, MaxFrame is %d", h.Type, h.Length, c.cfg.Limits.MaxFrame)
+		}
+		if err == nil {
+			end := frameHeaderLen + int(h.Length)
+			if len(b) < end {
+				return needMore
+			}
+			needsUser := h.Type == FrameCall || h.Type == FrameNotify
+			if needsUser && borrowed {
+				return userCode
+			}
+			rd.r += end
+			payload := b[frameHeaderLen:end:end]
+			mine := true
+			switch h.Type {
+			case FrameCall:
+				mine, err = rd.call(h, payload)
+			case FrameNotify:
+				mine, err = rd.notify(h, payload)
+			case FrameReply, FrameError:
+				err = rd.ending(h, payload)
+			default:
+				err = rd.controlFrame(h, payload)
+			}
+			if !mine {
+				return roleGone
+			}
+		}
+		if err != nil {
+			rd.settle()
+			rd.releaseBuffer()
+			c.violated(err)
+			return readOver
+		}
+	}
+	return needMore
+}
+
+// controlFrame takes in the frames that are no messages.
+func (rd *reader) controlFrame(h FrameHeader, b []byte) error {
+	c := rd.c
+	switch h.Type {
+	case FrameMethods:
+		return c.readMethods(h, b)
+	case FrameCancel:
+		if in := c.serving.at(h.ID); in != nil {
+			in.cancel()
+		} else if h.ID == 0 || h.ID > c.serving.limit {
+			return fmt.Errorf("plugwire: CANCEL of slot %d, MaxCalls is %d", h.ID, c.serving.limit)
+		}
+		return nil
+	case FrameCredit:
+		if h.ID != 0 {
+			return fmt.Errorf("plugwire: CREDIT for stream %d, but no streams were agreed on", h.ID)
+		}
+		if len(b) == 0 {
+			rd.settleNotes()
+			c.creditAsked()
+			return nil
+		}
+		return c.credited(b)
+	case FrameAbort:
+		return rd.aborted(h)
+	case FramePing, FramePong:
+		if len(b) != 8 {
+			return fmt.Errorf("plugwire: %v of %d bytes", h.Type, len(b))
+		}
+		if h.Type == FramePong {
+			c.ponged(binary.LittleEndian.Uint64(b))
+			return nil
+		}
+		c.out.Lock()
+		c.pong = true
+		copy(c.pingData[:], b)
+		c.out.Signal()
+		c.out.Unlock()
+		return nil
+	case FrameGoAway:
+		return c.goAway(h, b)
+	case FrameHello, FrameProof:
+		return fmt.Errorf("plugwire: %v after the handshake", h.Type)
+	case FrameOpen, FrameData, FrameClose, FrameReset, FrameSwitch:
+		return fmt.Errorf("plugwire: %v, a feature that was not agreed on", h.Type)
+	}
+	return nil // of a type that may be skipped
+}
+
+// ending takes in a REPLY or ERROR.
+func (rd *reader) ending(h FrameHeader, b []byte) error {
+	c := rd.c
+	e := c.calls.at(h.ID)
+	if e == nil || e.pending.Load() == nil {
+		return fmt.Errorf("plugwire: %v in slot %d, where nothing was asked", h.Type, h.ID)
+	}
+	if h.Flags&FlagBack == 0 {
+		return fmt.Errorf("plugwire: %v without BACK", h.Type)
+	}
+	if h.Flags&FlagMeta != 0 {
+		return errNoMetadata
+	}
+	p, gen := e.pending.Load(), e.gen
+	var result error
+	more := false
+	if h.Type == FrameError {
+		text, detail, err := parseErrorPayload(b)
+		if err != nil {
+			return err
+		}
+		result = &Error{Code: Code(h.Code), Op: "call", Message: string(text), Detail: append([]byte(nil), detail...), notRun: h.Flags&FlagNotRun != 0}
+	} else {
+		var err error
+		if b, more, err = c.replyPart(e, h, b); err != nil {
+			return err
+		}
+	}
+	claimed := p.claim(gen) // else the caller has gone, and the reply is dropped
+	if claimed && h.Type == FrameReply {
+		p.call.Reply = appendGrown(p.call.Reply, b, e.total-e.got)
+	}
+	if more {
+		if claimed {
+			p.unclaim(gen)
+		}
+		return nil
+	}
+	e.got, e.total = 0, 0
+	e.pending.Store(nil)
+	rd.freed = append(rd.freed, h.ID)
+	rd.delivered = true
+	if claimed {
+		if err, ok := result.(*Error); ok {
+			err.Addr = p.call.Method
+		}
+		p.finish(result)
+	}
+	return nil
+}
+
+// replyPart checks a REPLY against what came before it of the same reply.
+func (c *Conn) replyPart(e *outCall, h FrameHeader, b []byte) (part []byte, more bool, err error) {
+	more = h.Flags&FlagMore != 0
+	if e.total == 0 {
+		if h.Flags&(FlagBegin|FlagMore) == 0 {
+			if len(b) > c.cfg.Limits.MaxMessage {
+				err = fmt.Errorf("plugwire: REPLY of %d bytes, MaxMessage is %d", len(b), c.cfg.Limits.MaxMessage)
+			}
+			return b, false, err
+		}
+		if h.Flags&FlagBegin == 0 {
+			return nil, false, errNoBegin
+		}
+		var pre prefix
+		if pre, b, err = parsePrefix(h, b, c.cfg.Limits.MaxMessage); err != nil {
+			return nil, false, err
+		}
+		e.total = pre.total
+	} else if h.Flags&FlagBegin != 0 {
+		return nil, false, errBeginTwice
+	}
+	e.got += len(b)
+	if e.got > e.total || more == (e.got == e.total) {
+		return nil, false, fmt.Errorf("plugwire: fragments of a REPLY do not add up to the announced %d bytes", e.total)
+	}
+	return b, more, nil
+}
+
+var (
+	errNoMetadata = errors.New("plugwire: metadata, a feature that was not agreed on")
+	errNoBegin    = errors.New("plugwire: a fragment of a message that was not begun")
+	errBeginTwice = errors.New("plugwire: BEGIN inside a message")
+)
+
+// settle does what was put off while frames were taken in: slots become free,
+// credit is due, replies leave.
+func (rd *reader) settle() {
+	c := rd.c
+	if len(rd.freed) > 0 {
+		c.out.Lock()
+		for _, id := range rd.freed {
+			if e := c.calls.at(id); e.whole {
+				c.freeSlot(id, e)
+			} else {
+				e.answered = true
+			}
+		}
+		c.out.Unlock()
+		rd.freed = rd.freed[:0]
+	}
+	rd.settleNotes()
+	rd.made, rd.madeBytes = 0, 0
+	c.out.Flush()
+}
+
+func (rd *reader) settleNotes() {
+	if rd.noteMsgs > 0 {
+		rd.c.noteHandled(rd.noteBytes, rd.noteMsgs)
+		rd.noteBytes, rd.noteMsgs = 0, 0
+	}
+}
+
+// letGo frees the role after the ending of a lone call, so that the next lone
+// caller can read its own reply, and reports whether it did.
+func (rd *reader) letGo() bool {
+	c := rd.c
+	if !rd.delivered || rd.served || c.raw == nil || rd.w > rd.r || c.expecting.Load() > 0 || c.ended.Load() {
+		return false
+	}
+	rd.releaseBuffer()
+	return c.freeRole()
+}
+
+// freeRole frees the role unless somebody expects something, and reports
+// whether it did; otherwise the role is held in state roleReading.
+func (c *Conn) freeRole() bool {
+	word := nextRole(c.role.Load(), roleFree)
+	c.role.Store(word)
+	c.watch()
+	// Who starts to expect something counts itself, then looks at the role.
+	return c.expecting.Load() == 0 || !c.role.CompareAndSwap(word, nextRole(word, roleReading))
+}
+
+// borrow has the caller of p, the only one in flight, read its reply itself: it
+// saves two changes of goroutine. It reports whether the call has ended; when
+// not, a reader's goroutine reads and the caller waits like any other.
+func (c *Conn) borrow(p *pendingCall) bool {
+	word := c.role.Load()
+	if c.raw == nil || word&roleMask != roleFree || !c.role.CompareAndSwap(word, nextRole(word, roleBorrowed)) {
+		return false
+	}
+	c.watch()
+	rd := c.reader
+	for {
+		v := needMore
+		if rd.w > rd.r {
+			v = rd.process(true)
+		}
+		if v == readOver {
+			return false
+		}
+		if v == needMore {
+			select {
+			case <-p.done:
+				rd.settle()
+				if rd.w == rd.r {
+					rd.releaseBuffer()
+					if c.freeRole() {
+						return true
+					}
+				} else {
+					c.role.Store(nextRole(c.role.Load(), roleReading))
+				}
+				c.workers.run(rd)
+				return true
+			default:
+			}
+			err := rd.fill()
+			if err == nil {
+				continue
+			}
+		}
+		// A handler must run, the call takes long, or the connection ends (as
+		// the next read will find too).
+		c.role.Store(nextRole(c.role.Load(), roleReading))
+		c.workers.run(rd)
+		return false
+	}
+}
+
+// ensureReader makes sure that somebody reads, for a goroutine that is about to
+// wait for something to be received and has counted itself in expecting. When
+// the role's holder is in a handler, that may be this very goroutine.
+func (c *Conn) ensureReader() {
+	word := c.role.Load()
+	switch word & roleMask {
+	case roleFree:
+		if c.role.CompareAndSwap(word, nextRole(word, roleReading)) {
+			c.workers.run(c.reader)
+		}
+	case roleHandler:
+		runtime.Gosched() // another goroutine's handler may well have returned by then
+		if c.role.Load() == word {
+			c.takeOver(word)
+		}
+	}
+}
+
+// takeOver gives the role of a reader that is in a handler to a stand-in, which
+// reads on behind the frame that the handler works on.
+func (c *Conn) takeOver(word uint64) {
+	next := nextRole(word, roleReading)
+	if !c.role.CompareAndSwap(word, next) {
+		return
+	}
+	old, rd := c.reader, newReader(c)
+	if old.w > old.r {
+		rd.ensureBuffer()
+		rd.w = copy(rd.buf[:], old.buf[old.r:old.w])
+	}
+	rd.freed, old.freed = old.freed, nil
+	rd.noteBytes, rd.noteMsgs = old.noteBytes, old.noteMsgs
+	if old.note.conn != nil {
+		c.oneWay.busy.Store(true) // its goroutine handles the messages that follow
+	}
+	c.caught(old.current)
+	c.reader = rd
+	c.workers.run(rd)
+}

@@ -1,0 +1,434 @@
+package plugwire
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Serving the other side's calls: on the reader's goroutine (inline), where a
+// quick handler costs no change of goroutine, or on a worker's.
+
+// inCall is a slot of the other side's calls. It is busy from the call's first
+// frame until its ending is appended.
+type inCall struct {
+	busy      atomic.Bool
+	cancelled atomic.Bool
+	ctx       atomic.Pointer[requestContext] // while the handler runs, if it asked for one
+
+	conn *Conn
+	id   uint32
+	req  Request
+	cost int64
+
+	// Of the holder of the reading role.
+	part assembly // of a request in several frames
+
+	// Of the worker that the call is given to.
+	copied []byte // owns the payload, when it was copied out of the read buffer
+	result []byte // a reply that only has to be sent
+	err    error
+	ready  bool // result and err are there
+}
+
+// cancel passes on that the caller no longer waits.
+func (in *inCall) cancel() {
+	if !in.busy.Load() {
+		return // the ending has crossed it
+	}
+	in.cancelled.Store(true)
+	if ctx := in.ctx.Load(); ctx != nil {
+		ctx.cancel(context.Canceled)
+	}
+}
+
+// methodStats decides where a method's handler runs: inline, until it is caught
+// waiting slowAfter times within slowRuns runs; then on workers for a while.
+type methodStats struct {
+	runs, caught int
+	workerRuns   int // how many more calls go to workers
+	penalty      int // how many the next time
+}
+
+const (
+	slowAfter      = 3
+	slowRuns       = 1024
+	maxSlowPenalty = 64 << 10
+)
+
+func (c *Conn) statsOf(m *method) *methodStats {
+	for int(m.number) >= len(c.stats) {
+		c.stats = append(c.stats, methodStats{penalty: slowRuns})
+	}
+	return &c.stats[m.number]
+}
+
+// inline reports whether the next run of the method may be on the reader's goroutine.
+func (s *methodStats) inline() bool {
+	if s.workerRuns > 0 {
+		s.workerRuns--
+		return false
+	}
+	if s.runs++; s.runs == slowRuns {
+		s.runs, s.caught = 0, 0
+	}
+	return true
+}
+
+// caught notes that a handler waited while it ran inline. The new holder of the
+// role calls it.
+func (c *Conn) caught(m *method) {
+	s := c.statsOf(m)
+	if s.caught++; s.caught >= slowAfter {
+		s.runs, s.caught = 0, slowAfter-1 // tried again later, once
+		s.workerRuns = s.penalty
+		s.penalty = min(2*s.penalty, maxSlowPenalty)
+	}
+}
+
+// copies are buffers for payloads that leave the read buffer.
+var copies = sync.Pool{New: func() any { return new([]byte) }}
+
+// lookUp finds the method of a CALL or NOTIFY: nil when it was called by a name
+// that is not there.
+func (c *Conn) lookUp(h FrameHeader, name []byte) (*method, error) {
+	t := c.mux.table.Load()
+	if h.Code != 0 {
+		if int(h.Code) > len(t.methods) {
+			return nil, fmt.Errorf("plugwire: %v of method number %d, of which there is none", h.Type, h.Code)
+		}
+		return t.methods[h.Code-1], nil
+	}
+	if m := t.byName[string(name)]; m != nil {
+		return m, nil
+	}
+	return t.fallback, nil
+}
+
+// call takes in a CALL frame; mine is false when the role was taken over.
+func (rd *reader) call(h FrameHeader, b []byte) (mine bool, err error) {
+	c := rd.c
+	rd.served = true
+	in := c.serving.at(h.ID)
+	if in == nil {
+		if in = c.serving.grow(h.ID); in == nil {
+			return true, fmt.Errorf("plugwire: CALL in slot %d, MaxCalls is %d", h.ID, c.serving.limit)
+		}
+	}
+	if in.part.total > 0 {
+		return rd.callPart(in, h, b)
+	}
+	switch {
+	case h.Flags&(FlagBegin|FlagMore) == FlagMore:
+		return true, errNoBegin
+	case h.Flags&FlagMeta != 0:
+		return true, errNoMetadata
+	case in.busy.Load():
+		return true, fmt.Errorf("plugwire: CALL in slot %d, which is in use", h.ID)
+	case c.life.acked.Load():
+		return true, errors.New("plugwire: CALL after GOAWAY ack")
+	}
+	pre, payload, err := parsePrefix(h, b, c.cfg.Limits.MaxMessage)
+	if err != nil {
+		return true, err
+	}
+	m, err := c.lookUp(h, pre.name)
+	if err != nil {
+		return true, err
+	}
+	in.cost = int64(max(pre.total, len(payload)) + messageCost)
+	if all := c.servingBytes.Add(in.cost); all > int64(c.cfg.Limits.MaxRequestBytes) && all > in.cost {
+		return true, fmt.Errorf("plugwire: requests of %d bytes in flight, MaxRequestBytes is %d", all, c.cfg.Limits.MaxRequestBytes)
+	}
+	c.servingCount.Add(1)
+	in.busy.Store(true)
+	in.cancelled.Store(false)
+	in.conn, in.id = c, h.ID
+	in.req = Request{conn: c, method: m, in: in}
+	if m == nil || m.number == 0 {
+		in.req.name = string(pre.name)
+	}
+	if pre.hasLeft {
+		in.req.deadline = time.Now().Add(pre.left)
+	}
+	if pre.total > 0 {
+		in.part.total = pre.total
+		in.part.buf = appendGrown(nil, payload, pre.total-len(payload))
+		return true, nil
+	}
+	in.req.payload = payload
+	return rd.dispatch(in)
+}
+
+// callPart takes in a further fragment of a request.
+func (rd *reader) callPart(in *inCall, h FrameHeader, b []byte) (mine bool, err error) {
+	if h.Flags&^FlagMore != 0 {
+		return true, errBeginTwice
+	}
+	whole, err := in.part.add(h, b)
+	if err != nil || !whole {
+		return true, err
+	}
+	in.req.payload, in.part = in.part.buf, assembly{}
+	return rd.dispatch(in)
+}
+
+// aborted takes in an ABORT: a request, reply or one-way message that will not be completed.
+func (rd *reader) aborted(h FrameHeader) error {
+	c := rd.c
+	if h.Flags&FlagBack != 0 {
+		e := c.calls.at(h.ID)
+		if e == nil || e.pending.Load() == nil || e.total == 0 {
+			return fmt.Errorf("plugwire: ABORT in slot %d, where no reply was begun", h.ID)
+		}
+		e.got, e.total = 0, 0
+		if p := e.pending.Load(); p.claim(e.gen) {
+			p.call.Reply = p.call.Reply[:0]
+			p.unclaim(e.gen)
+		}
+		return nil
+	}
+	if h.ID == 0 {
+		return rd.notifyAborted()
+	}
+	in := c.serving.at(h.ID)
+	if in == nil || in.part.total == 0 {
+		return fmt.Errorf("plugwire: ABORT in slot %d, where no request was begun", h.ID)
+	}
+	in.part = assembly{}
+	c.respondInline(rd, in, nil, &Error{Code: Canceled, Message: "the request was not completed", notRun: true})
+	return nil
+}
+
+// dispatch runs a call's handler, inline or on a worker.
+func (rd *reader) dispatch(in *inCall) (mine bool, err error) {
+	c, m := rd.c, in.req.method
+	if m == nil {
+		c.respondInline(rd, in, nil, &Error{Code: Unimplemented, Message: fmt.Sprintf("no method %q", in.req.name), notRun: true})
+		return true, nil
+	}
+	if rd.congested {
+		c.out.Lock()
+		rd.congested = c.out.Len() > congested
+		c.out.Unlock()
+	}
+	if rd.congested || !c.statsOf(m).inline() {
+		buf := copies.Get().(*[]byte)
+		*buf = append((*buf)[:0], in.req.payload...)
+		in.copied, in.req.payload = *buf, *buf
+		c.workers.run(in)
+		return true, nil
+	}
+	r := &in.req
+	rd.enter(m, r)
+	out, err := invoke(m, r, rd.reply[:0])
+	return rd.handled(in, out, err), nil
+}
+
+// enter marks the role as in a handler. The monitor sees to it that nothing
+// waits for the handler for long.
+func (rd *reader) enter(m *method, r *Request) {
+	c := rd.c
+	r.reader, rd.current = rd, m
+	rd.word = nextRole(c.role.Load(), roleHandler)
+	c.role.Store(rd.word)
+	if !c.watched.Load() {
+		c.watch()
+	}
+}
+
+// leave takes the role back, or reports that a stand-in has it.
+func (rd *reader) leave() bool {
+	return rd.c.role.CompareAndSwap(rd.word, rd.word&^roleMask|roleReading)
+}
+
+// handled sends the reply of a handler that ran inline.
+func (rd *reader) handled(in *inCall, out []byte, err error) (mine bool) {
+	c := rd.c
+	if !rd.leave() {
+		c.respond(in, out, err)
+		rd.releaseBuffer()
+		return false
+	}
+	if cap(out) <= maxFrame {
+		rd.reply = out[:0]
+	} else if rd.reply = nil; len(out) > c.limits.frame { // goes out in fragments, with waiting
+		in.req.release()
+		in.result, in.err, in.ready = out, err, true
+		c.workers.run(in)
+		return true
+	}
+	c.respondInline(rd, in, out, err)
+	return true
+}
+
+// run is a worker's work on a call that was given to it.
+func (in *inCall) run() {
+	c := in.conn
+	if in.ready {
+		out, err := in.result, in.err
+		in.result, in.err, in.ready = nil, nil, false
+		c.respond(in, out, err)
+		return
+	}
+	out, err := invoke(in.req.method, &in.req, nil)
+	c.respond(in, out, err)
+}
+
+// invoke runs a handler. A panic becomes an error; a Goexit ends this goroutine
+// when invoke's deferred function returns, so others take over its duties.
+func invoke(m *method, r *Request, reply []byte) (out []byte, err error) {
+	returned := false
+	defer func() {
+		if returned {
+			return
+		}
+		if p := recover(); p != nil {
+			out, err = reply, r.conn.panicked(r, p)
+			return
+		}
+		x := &exited{in: r.in, rd: r.reader, c: r.conn}
+		x.c.workers.run(x)
+	}()
+	out, err = m.handler.ServeCall(r, reply)
+	returned = true
+	return out, err
+}
+
+var errHandlerPanic = &Error{Code: Internal, Message: "the handler panicked"}
+
+// panicked logs a handler's panic, which is this side's business, and returns
+// what the caller learns of it.
+func (c *Conn) panicked(r *Request, p any) error {
+	if c.cfg.Logger != nil {
+		c.cfg.Logger.Error("plugwire: handler panicked", "method", r.Method(), "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+	}
+	return errHandlerPanic
+}
+
+// exited goes on for a goroutine that a handler ended by runtime.Goexit.
+type exited struct {
+	in *inCall // nil for a one-way message
+	rd *reader // nil on a worker
+	c  *Conn
+}
+
+var errHandlerExit = &Error{Code: Internal, Message: "the handler ended its goroutine"}
+
+func (x *exited) run() {
+	mine := false
+	switch {
+	case x.in == nil && x.rd == nil:
+		x.c.noteQueued()
+		return
+	case x.in == nil:
+		mine = x.rd.noted()
+	case x.rd == nil:
+		x.c.respond(x.in, nil, errHandlerExit)
+		return
+	default:
+		mine = x.rd.handled(x.in, nil, errHandlerExit)
+	}
+	if mine {
+		x.rd.run()
+	}
+}
+
+// endingOf lays out the ending of a call: REPLY, or ERROR when err is not nil.
+func (c *Conn) endingOf(id uint32, out []byte, err error) message {
+	if err == nil && len(out) > c.limits.message {
+		err = &Error{Code: ResourceExhausted, Message: fmt.Sprintf("reply of %d bytes, the caller takes %d", len(out), c.limits.message)}
+	}
+	if err == nil {
+		return message{kind: FrameReply, flags: FlagBack, id: id, payload: out}
+	}
+	m := message{kind: FrameError, flags: FlagBack, id: id}
+	code, text, detail := Unknown, err.Error(), []byte(nil)
+	var e *Error
+	if errors.As(err, &e) {
+		code, detail = e.Code, e.Detail
+		if err == error(e) && e.Message != "" && e.Err == nil && e.Op == "" {
+			text = e.Message
+		}
+		if e.notRun {
+			m.flags |= FlagNotRun
+		}
+	} else if ctx := CodeOf(err); ctx != Unknown {
+		code = ctx
+	}
+	const maxText = 2 << 10
+	text = text[:min(len(text), maxText)]
+	if len(detail) > c.limits.frame-maxText-2 {
+		detail, text = nil, fmt.Sprintf("%s (and %d bytes of detail, too many for a frame)", text[:min(len(text), maxText/2)], len(e.Detail))
+	}
+	m.code = uint16(code)
+	m.payload = appendErrorPayload(nil, text, detail)
+	return m
+}
+
+// respondInline sends the ending of a call whose handler ran inline. It never
+// waits: replies gather until the frames at hand are taken in, or there are many.
+func (c *Conn) respondInline(rd *reader, in *inCall, out []byte, err error) {
+	m := c.endingOf(in.id, out, err)
+	in.req.release()
+	c.out.Lock()
+	c.out.Put(m.append(c.out.Buffer(), len(m.payload)))
+	c.endServing(in)
+	rd.congested = c.out.Len() > congested
+	c.out.Unlock()
+	rd.made++
+	rd.madeBytes += len(m.payload) + frameHeaderLen
+	if rd.made >= batchReplies || rd.madeBytes >= batchBytes {
+		rd.made, rd.madeBytes = 0, 0
+		c.out.Flush()
+	}
+}
+
+// respond sends the ending of a call from a goroutine that may wait.
+func (c *Conn) respond(in *inCall, out []byte, err error) {
+	m := c.endingOf(in.id, out, err)
+	in.req.release()
+	if in.copied != nil {
+		buf := in.copied
+		in.copied = nil
+		if cap(buf) <= maxFrame {
+			defer copies.Put(&buf) // m.payload may lie in it: an echo
+		}
+	}
+	ctx := context.Background()
+	c.out.Lock()
+	defer c.out.Unlock()
+	if m.size() <= c.limits.frame {
+		for {
+			if ok, err := c.room(ctx, m.size()+frameHeaderLen); err != nil {
+				c.endServing(in)
+				return
+			} else if ok {
+				break
+			}
+		}
+		c.out.Put(m.append(c.out.Buffer(), len(m.payload)))
+	} else if _, err := c.sendFragments(ctx, &m, func() bool { return false }); err != nil {
+		c.endServing(in) // the connection has ended
+		return
+	}
+	c.endServing(in)
+	turn := c.out.Turn(c.servingCount.Load() == 0)
+	c.out.Unlock()
+	c.out.FlushTurn(turn)
+	c.out.Lock()
+}
+
+// endServing frees the slot: its ending has been appended. Called under out's lock.
+func (c *Conn) endServing(in *inCall) {
+	c.servingBytes.Add(-in.cost)
+	c.callsServed.Add(1)
+	in.busy.Store(false)
+	if c.servingCount.Add(-1) == 0 && c.life.draining {
+		c.out.OpenAll(&c.life.changed)
+	}
+}
