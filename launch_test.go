@@ -43,8 +43,8 @@ func TestLaunchThatFails(t *testing.T) {
 		code      Code
 		says      []string
 	}{
-		{"silent", DeadlineExceeded, []string{"waiting for its launch line: none within 400ms, it printed nothing on stdout",
-			`its stderr ends "thinking"`, "plugwire.ServePlugin"}},
+		{"silent", DeadlineExceeded, []string{"waiting for its launch line: none within 100ms, it printed nothing on stdout",
+			"plugwire.ServePlugin"}},
 		{"exits 3", Unavailable, []string{"waiting for its launch line: it printed nothing on stdout", "exit status 3",
 			`its stderr ends "reading config.yaml", "\x1b[31mno such file"`}},
 		{"exits 0", Unavailable, []string{`it printed "usage: greeter [flags]\n" on stdout`, "it exited with status 0", "is it a plugin?"}},
@@ -60,7 +60,7 @@ func TestLaunchThatFails(t *testing.T) {
 			lt := newLaunchTest(t, test.behaviour)
 			lt.cfg.Versions = []int{1, 2}
 			if test.behaviour == "silent" {
-				lt.cfg.Launch.StartTimeout = 400 * time.Millisecond
+				lt.cfg.Launch.StartTimeout = 100 * time.Millisecond
 			}
 			p, err := Launch(t.Context(), lt.cmd, lt.cfg)
 			if err == nil {

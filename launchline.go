@@ -82,8 +82,16 @@ func (l *launchLine) field(key string) string {
 	return ""
 }
 
+// launchRefusal is what a plugin says that cannot serve.
+type launchRefusal struct {
+	code Code
+	text string
+}
+
+func (r *launchRefusal) Error() string { return "plugwire: the plugin refuses: " + r.text }
+
 // refusal returns why the plugin does not serve, or nil when it does.
-func (l *launchLine) refusal() *Error {
+func (l *launchLine) refusal() *launchRefusal {
 	text := l.field(lineError)
 	if text == "" {
 		return nil
@@ -92,10 +100,8 @@ func (l *launchLine) refusal() *Error {
 	if err != nil || code == 0 {
 		code = uint64(Unknown)
 	}
-	return &Error{Code: Code(code), Message: refusalPrefix + plainText(text, maxLaunchLine)}
+	return &launchRefusal{Code(code), plainText(text, maxLaunchLine)}
 }
-
-const refusalPrefix = "the plugin refuses: "
 
 // parseLaunchLine reads one line of output, without its "\n". What stands before
 // the launch line, such as a progress message without a line end, is passed over.

@@ -92,7 +92,7 @@ func TestLaunchLineRefusalCarriesTheError(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := l.refusal()
-	if got == nil || got.Code != FailedPrecondition || got.Message != "the plugin refuses: no way | out: 100% (turn back)" {
+	if got == nil || got.code != FailedPrecondition || got.text != "no way | out: 100% (turn back)" {
 		t.Fatalf("%+v", got)
 	}
 	if l := (&launchLine{network: "unix", address: "/s"}); l.refusal() != nil {

@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 )
 
@@ -219,8 +218,7 @@ func (p *Plugin) failed(ctx context.Context, phase string, err error) error {
 	e := &Error{Code: CodeOf(err), Op: "launch", Addr: p.name, Message: phase, Err: err}
 	var saw, status string
 	if p.proc != nil {
-		// What is broken may be about to say why.
-		exited := p.proc.ended(0) || ctx.Err() == nil && err != errStartTimeout && p.proc.ended(exitGrace)
+		exited := p.proc.ended(p.grace(ctx, err))
 		p.proc.stdin.Close()
 		if (exited || p.proc.kill()) && phase == phaseLine {
 			saw = p.proc.stdout.scanner.saw()
@@ -234,22 +232,41 @@ func (p *Plugin) failed(ctx context.Context, phase string, err error) error {
 	}
 	os.RemoveAll(p.dir)
 	p.explain(e, err, saw)
-	// A plugin that refuses has also printed why.
-	_, refusal, _ := strings.Cut(e.Message, refusalPrefix)
 	if status != "" && (e.Err == nil || e.Err != p.proc.err) {
 		e.Message += "; " + status
 	}
-	if lines := p.stderrEnd(refusal); lines != "" {
+	known := "" // a plugin that refuses usually prints why on stderr too
+	if r := (*launchRefusal)(nil); errors.As(err, &r) {
+		known = r.text
+	}
+	if lines := p.stderrEnd(known); lines != "" {
 		e.Message += "; " + lines
 	}
 	return e
+}
+
+// grace is how long a process whose start failed with err may take to end by
+// itself, because then its exit status and its stderr say more.
+func (p *Plugin) grace(ctx context.Context, err error) time.Duration {
+	var refusal *launchRefusal
+	switch {
+	case ctx.Err() != nil || err == errStartTimeout:
+		return 0
+	case errors.As(err, &refusal):
+		return refuseGrace
+	}
+	return exitGrace
 }
 
 // explain words the cause of a failed start, which is err, in e. saw says what
 // the plugin printed instead of a launch line, when that was what failed.
 func (p *Plugin) explain(e *Error, err error, saw string) {
 	var cause *Error
+	var refusal *launchRefusal
 	switch {
+	case errors.As(err, &refusal):
+		e.Code, e.Err = refusal.code, nil
+		e.Message += ": the plugin refuses: " + refusal.text
 	case err == errNoLaunchLine:
 		e.Code, e.Hint, e.Err = Unavailable, p.strangerHint(), p.proc.err
 		e.Message += ": " + saw

@@ -143,13 +143,6 @@ func newLaunchTest(t *testing.T, behaviour string) *launchTest {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The poller opens descriptors of its own at its first use.
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.Close()
-	w.Close()
 	lt := &launchTest{T: t, cmd: exec.Command(os.Args[0]), cfg: new(Config), pid: filepath.Join(t.TempDir(), "pid")}
 	lt.cmd.Env = append(os.Environ(), childEnv+"=plugin", behaveEnv+"="+behaviour, pidEnv+"="+lt.pid,
 		"GORACE=atexit_sleep_ms=0") // the race detector's second at every exit is not for plugins

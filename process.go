@@ -15,6 +15,7 @@ const (
 	stderrLine  = 300                    // bytes of each
 	pipeGrace   = 500 * time.Millisecond // for output still in the pipes when the process has ended; a grandchild may hold them open
 	exitGrace   = 100 * time.Millisecond // for a process that seems broken to end by itself and give its reason
+	refuseGrace = 2 * time.Second        // for a process that has refused to serve to end by itself
 	killGrace   = 5 * time.Second        // for the system to end a killed process
 )
 
