@@ -47,6 +47,7 @@ func TestLaunchThatFails(t *testing.T) {
 			"plugwire.ServePlugin"}},
 		{"exits 3", Unavailable, []string{"waiting for its launch line: it printed nothing on stdout", "exit status 3",
 			`its stderr ends "reading config.yaml", "\x1b[31mno such file"`}},
+		{"crashes", Unavailable, []string{"it printed nothing on stdout", "exit status 2", `its stderr ends "panic: boom", "goroutine 1`}},
 		{"exits 0", Unavailable, []string{`it printed "usage: greeter [flags]\n" on stdout`, "it exited with status 0", "is it a plugin?"}},
 		{"go-plugin", FailedPrecondition, []string{"waiting for its launch line", `hashicorp/go-plugin`, `protocol "grpc"`}},
 		{"go-plugin by hand", Unavailable, []string{"hashicorp/go-plugin", "exit status 1"}},

@@ -49,6 +49,13 @@ func must(err error) {
 	}
 }
 
+// forever blocks in a way that the runtime does not take for a deadlock.
+func forever() {
+	for {
+		time.Sleep(time.Hour)
+	}
+}
+
 // behaviours are the plugins, good and bad.
 var behaviours = map[string]func(){
 	"good": func() { must(ServePlugin(testPluginMux(), nil)) },
@@ -73,31 +80,32 @@ var behaviours = map[string]func(){
 	},
 	"lingers": func() { // until SIGTERM
 		must(ServePlugin(testPluginMux(), nil))
-		select {}
+		forever()
 	},
 	"stubborn": func() { // until killed
 		must(ServePlugin(testPluginMux(), nil))
 		signal.Ignore(syscall.SIGTERM)
 		fmt.Fprintln(os.Stderr, "I stay")
-		select {}
+		forever()
 	},
 	"silent": func() {
 		fmt.Fprintln(os.Stderr, "thinking")
-		select {}
+		forever()
 	},
 	"exits 3": func() {
 		fmt.Fprintln(os.Stderr, "reading config.yaml\n\x1b[31mno such file")
 		os.Exit(3)
 	},
+	"crashes":   func() { panic("boom") },
 	"exits 0":   func() { fmt.Println("usage: greeter [flags]") },
-	"go-plugin": func() { fmt.Println("1|3|unix|/tmp/plugin3141|grpc|"); select {} },
+	"go-plugin": func() { fmt.Println("1|3|unix|/tmp/plugin3141|grpc|"); forever() },
 	"go-plugin by hand": func() {
 		fmt.Fprintln(os.Stderr, "This binary is a plugin. These are not meant to be executed directly.")
 		os.Exit(1)
 	},
-	"dead address": func() { fmt.Println("1|0|tcp|127.0.0.1:1|plugwire|"); select {} },
-	"foreign net":  func() { fmt.Println("1|0|carrier-pigeon|coop 7|plugwire|"); select {} },
-	"version 9":    func() { fmt.Println("1|9|tcp|127.0.0.1:1|plugwire|"); select {} },
+	"dead address": func() { fmt.Println("1|0|tcp|127.0.0.1:1|plugwire|"); forever() },
+	"foreign net":  func() { fmt.Println("1|0|carrier-pigeon|coop 7|plugwire|"); forever() },
+	"version 9":    func() { fmt.Println("1|9|tcp|127.0.0.1:1|plugwire|"); forever() },
 }
 
 // testPluginMux is what good plugins serve.

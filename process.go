@@ -10,7 +10,7 @@ import (
 )
 
 const (
-	stderrTail  = 4 << 10                // bytes of the end of stderr that are kept for errors
+	stderrTail  = 8 << 10                // bytes of the end of stderr that are kept for errors
 	stderrLines = 8                      // lines of it that an error quotes
 	stderrLine  = 300                    // bytes of each
 	pipeGrace   = 500 * time.Millisecond // for output still in the pipes when the process has ended; a grandchild may hold them open
@@ -96,15 +96,24 @@ func (p *process) stop(d time.Duration) (killed bool) {
 	return true
 }
 
-// lastLines returns the end of stderr as a list of quoted lines, or "". Lines
-// that say what is already known are left out. Call it when the process has ended.
+// lastLines returns the end of stderr as a list of quoted lines, or "": those
+// from the headline of a crash on, or else the last. Lines that say what is
+// already known are left out. Call it when the process has ended.
 func (p *process) lastLines(known string) string {
 	var last []string
+	crash := -1
 	for line := range strings.Lines(string(p.stderr.tail)) {
 		line = strings.TrimSpace(line)
-		if line != "" && (known == "" || !strings.Contains(line, known)) {
-			last = append(last, quoted(line, stderrLine))
+		if line == "" || known != "" && strings.Contains(line, known) {
+			continue
 		}
+		if crash < 0 && (strings.HasPrefix(line, "panic: ") || strings.HasPrefix(line, "fatal error: ")) {
+			crash = len(last)
+		}
+		last = append(last, quoted(line, stderrLine))
+	}
+	if crash >= 0 {
+		return strings.Join(last[crash:min(len(last), crash+stderrLines)], ", ")
 	}
 	return strings.Join(last[max(0, len(last)-stderrLines):], ", ")
 }
