@@ -16,6 +16,7 @@ import (
 type outNotes struct {
 	sentBytes, sentMsgs       uint64
 	handledBytes, handledMsgs uint64 // as the other side has said
+	left                      int    // cost that may be sent without looking at anything else
 	large                     bool   // a message of several frames is being sent
 	ask                       bool   // CREDIT is to be asked for
 	window                    batch.Gate
@@ -32,6 +33,15 @@ func (n *outNotes) outstanding() uint64 {
 func (n *outNotes) fits(size, window int) bool {
 	have := n.outstanding()
 	return !n.large && (have == 0 || have+uint64(size)+messageCost <= uint64(window))
+}
+
+// allow works out left anew.
+func (n *outNotes) allow(c *Conn) {
+	n.left = 0
+	if !c.life.refuses && !n.large && n.window.Empty() {
+		n.left = max(c.limits.oneWay-int(n.outstanding()), 0)
+		n.left = min(n.left, c.limits.oneWay)
+	}
 }
 
 func (n *outNotes) appendAsk(b []byte) []byte {
@@ -52,35 +62,24 @@ func (c *Conn) Notify(ctx context.Context, method string, msg []byte) error {
 	if err != nil {
 		return err
 	}
-	size := len(msg)
-	if code == 0 {
-		size += 1 + len(method)
-	}
+	cost := len(msg) + messageCost
 	c.out.Lock()
-	for first := true; !c.mayNotify(ctx, size, len(msg), first); first = false {
-		m := message{kind: FrameNotify, code: code, name: method, payload: msg}
-		again, err := c.notifySlow(ctx, &m)
-		if err != nil || !again {
-			c.out.Unlock()
-			return err
-		}
+	b := c.out.Buffer()
+	if n := &c.notes; code != 0 && cost <= n.left && c.out.HasRoom(len(msg)+frameHeaderLen) && ctx.Err() == nil {
+		n.left -= cost // as is usual
+		c.out.Put(append(appendHeader(b, FrameNotify, 0, code, 0, len(msg)), msg...))
+		n.sentBytes += uint64(len(msg))
+		n.sentMsgs++
+		c.notified()
+		return nil
 	}
-	b := appendHeader(c.out.Buffer(), FrameNotify, 0, code, 0, size)
-	if code == 0 {
-		b = append(append(b, byte(len(method))), method...)
+	err = c.notifySlow(ctx, &message{kind: FrameNotify, code: code, name: method, payload: msg})
+	if err != nil {
+		c.out.Unlock()
+		return err
 	}
-	c.out.Put(append(b, msg...))
-	c.notes.sentBytes += uint64(len(msg))
-	c.notes.sentMsgs++
 	c.notified()
 	return nil
-}
-
-// mayNotify reports whether nothing stands against a one-way message. Who has
-// not waited yet lets those go first who have.
-func (c *Conn) mayNotify(ctx context.Context, size, payload int, first bool) bool {
-	return !c.life.refuses && size <= c.limits.frame && c.notes.fits(payload, c.limits.oneWay) &&
-		(!first || c.notes.window.Empty()) && c.out.HasRoom(size+frameHeaderLen) && ctx.Err() == nil
 }
 
 // notified has what was queued sent: by this goroutine when it is worth a
@@ -96,45 +95,56 @@ func (c *Conn) notified() {
 	}
 }
 
-// notifySlow does what stands between a message and the buffer: it waits, or
-// sends a large message itself (again is false then).
-func (c *Conn) notifySlow(ctx context.Context, m *message) (again bool, err error) {
+// notifySlow sends a message against which something may stand: it waits until
+// nothing does.
+func (c *Conn) notifySlow(ctx context.Context, m *message) error {
+	n := &c.notes
 	fail := func(err error) error { return callError(err, m.name, true) }
-	if err := ctx.Err(); err != nil {
-		return false, fail(err)
-	}
-	if err := c.life.mayOpen(c); err != nil {
-		return false, fail(err)
-	}
 	if len(m.payload) > c.limits.message {
-		return false, &Error{Code: ResourceExhausted, Op: "call", Addr: m.name, notRun: true,
+		return &Error{Code: ResourceExhausted, Op: "call", Addr: m.name, notRun: true,
 			Message: fmt.Sprintf("message of %d bytes, the other side takes %d", len(m.payload), c.limits.message)}
 	}
-	fits := func() bool { return c.notes.fits(len(m.payload), c.limits.oneWay) }
-	if !fits() || !c.notes.window.Empty() {
-		if !c.notes.large {
-			c.notes.ask = true
-			c.out.Signal()
+	large := m.size() > c.limits.frame
+	fits := func() bool { return n.fits(len(m.payload), c.limits.oneWay) }
+	for waited := false; ; {
+		if err := ctx.Err(); err != nil {
+			return fail(err)
 		}
-		if err := c.waitFor(ctx, &c.notes.window, func() bool { return fits() || c.life.mayOpen(c) != nil }); err != nil {
-			return false, fail(err)
+		if err := c.life.mayOpen(c); err != nil {
+			return fail(err)
 		}
-		return true, nil
+		if !fits() || !waited && !n.window.Empty() {
+			waited = true
+			if !n.large {
+				n.ask = true
+				c.out.Signal()
+			}
+			n.left = 0 // until nobody waits
+			if err := c.waitFor(ctx, &n.window, func() bool { return fits() || c.life.mayOpen(c) != nil }); err != nil {
+				return fail(err)
+			}
+			continue
+		}
+		if large {
+			return c.notifyLarge(ctx, m)
+		}
+		if ok, err := c.room(ctx, m.size()+frameHeaderLen); err != nil {
+			return fail(err)
+		} else if ok {
+			break
+		}
 	}
-	if m.size() <= c.limits.frame {
-		_, err := c.room(ctx, m.size()+frameHeaderLen)
-		if err != nil {
-			err = fail(err)
-		}
-		return true, err
-	}
-	return false, c.notifyLarge(ctx, m)
+	c.out.Put(m.append(c.out.Buffer(), len(m.payload)))
+	n.sentBytes += uint64(len(m.payload))
+	n.sentMsgs++
+	n.allow(c)
+	return nil
 }
 
 // notifyLarge sends a message of several frames, with which no other mixes.
 func (c *Conn) notifyLarge(ctx context.Context, m *message) error {
 	n := &c.notes
-	n.large = true
+	n.large, n.left = true, 0
 	n.sentBytes += uint64(len(m.payload))
 	n.sentMsgs++
 	begun, err := c.sendFragments(ctx, m, func() bool { return c.life.ended })
@@ -151,8 +161,8 @@ func (c *Conn) notifyLarge(ctx context.Context, m *message) error {
 		}
 		err = callError(err, m.name, true)
 	}
+	n.allow(c)
 	c.out.Open(&n.window)
-	c.out.Kick()
 	return err
 }
 
@@ -192,6 +202,7 @@ func (c *Conn) credited(b []byte) error {
 			bytes, msgs, n.sentBytes, n.sentMsgs, n.handledBytes, n.handledMsgs)
 	}
 	n.handledBytes, n.handledMsgs = bytes, msgs
+	n.allow(c)
 	c.out.Open(&n.window)
 	c.out.OpenAll(&n.handled)
 	return nil
@@ -301,12 +312,6 @@ func (rd *reader) notify(h *FrameHeader, b []byte) (mine bool, err error) {
 	case c.life.acked.Load():
 		return true, fmt.Errorf("plugwire: NOTIFY after GOAWAY ack")
 	}
-	if t := c.mux.table.Load(); h.Flags == 0 && h.Code > 0 && int(h.Code) <= len(t.methods) { // as is usual
-		if err := c.noteArrived(len(b)); err != nil {
-			return true, err
-		}
-		return rd.deliver(t.methods[h.Code-1], "", b), nil
-	}
 	pre, payload, m, err := c.opening(h, b)
 	if err != nil {
 		return true, err
@@ -366,18 +371,12 @@ func (rd *reader) notifyAborted() error {
 // side must see it: what it has been told is never more than what was handled.
 func (c *Conn) noteArrived(size int) error {
 	n := &c.oneWay
+	left := c.noteWindow(size + messageCost)
 	n.gotBytes += uint64(size)
 	n.gotMsgs++
-	if n.gotBytes-n.seenBytes+messageCost*(n.gotMsgs-n.seenMsgs) <= uint64(c.cfg.Limits.OneWayWindow) {
-		return nil
-	}
-	c.reader.settleNotes()
-	c.out.Lock()
-	n.seenBytes, n.seenMsgs = n.handledBytes, n.handledMsgs
-	c.out.Unlock()
-	have := n.gotBytes - n.seenBytes + messageCost*(n.gotMsgs-n.seenMsgs)
-	if have > uint64(c.cfg.Limits.OneWayWindow) && n.gotMsgs-n.seenMsgs > 1 {
-		return fmt.Errorf("plugwire: one-way messages of %d bytes not yet handled, OneWayWindow is %d", have, c.cfg.Limits.OneWayWindow)
+	if size+messageCost > left && n.gotMsgs-n.seenMsgs > 1 {
+		return fmt.Errorf("plugwire: one-way messages of %d bytes not yet handled, OneWayWindow is %d",
+			c.noteOutstanding(), c.cfg.Limits.OneWayWindow)
 	}
 	return nil
 }

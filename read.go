@@ -60,7 +60,8 @@ type reader struct {
 	congested bool   // they do not leave fast enough
 
 	// Of the handler that runs inline.
-	word     uint64 // the role word meanwhile
+	word     uint64  // the role word meanwhile
+	marks    [2]mark // where a stand-in goes on, by the role word's epoch
 	current  *method
 	in       *inCall // or nil: note
 	note     Request
@@ -71,6 +72,18 @@ type reader struct {
 	n        int
 	err      error
 }
+
+// A mark is what a stand-in needs to know of a reader whose handler runs: there
+// is one for each of two successive epochs, so that the next can be written
+// while the present one may be read.
+type mark struct {
+	r                   int    // behind the handler's frame
+	noteBytes, noteMsgs uint64 // without the handler's
+	gotBytes, gotMsgs   uint64 // with it
+}
+
+// markOf returns the index of the mark that belongs to a role word.
+func markOf(word uint64) uint64 { return word / (roleMask + 1) % 2 }
 
 func newReader(c *Conn) *reader {
 	rd := &reader{c: c}
@@ -210,6 +223,14 @@ func (rd *reader) process(borrowed bool) verdict {
 			case FrameCall:
 				mine, err = rd.call(h, payload)
 			case FrameNotify:
+				if m := rd.plainNote(h); m != nil {
+					rd.r -= end
+					var ran bool
+					if ran, mine = rd.noteRun(m); ran {
+						break
+					}
+					rd.r += end
+				}
 				mine, err = rd.notify(h, payload)
 			case FrameReply, FrameError:
 				err = rd.ending(h, payload)
@@ -496,12 +517,14 @@ func (c *Conn) takeOver(word uint64) {
 		return
 	}
 	old, rd := c.reader, newReader(c)
-	if old.w > old.r {
+	m := old.marks[markOf(word)]
+	if old.w > m.r {
 		rd.ensureBuffer()
-		rd.w = copy(rd.buf[:], old.buf[old.r:old.w])
+		rd.w = copy(rd.buf[:], old.buf[m.r:old.w])
 	}
-	rd.endings, rd.noteBytes, rd.noteMsgs = old.endings, old.noteBytes, old.noteMsgs
-	rd.made = old.made
+	rd.endings, rd.made = old.endings, old.made
+	rd.noteBytes, rd.noteMsgs = m.noteBytes, m.noteMsgs
+	c.oneWay.gotBytes, c.oneWay.gotMsgs = m.gotBytes, m.gotMsgs
 	old.putReplies() // the handler writes behind them
 	if old.in != nil {
 		c.keep(old.in)

@@ -307,6 +307,7 @@ func (rd *reader) enter(m *method, r *Request) {
 	c := rd.c
 	r.reader, rd.current = rd, m
 	rd.word = nextRole(c.role.Load(), roleHandler)
+	rd.marks[markOf(rd.word)] = mark{rd.r, rd.noteBytes, rd.noteMsgs, c.oneWay.gotBytes, c.oneWay.gotMsgs}
 	c.role.Store(rd.word)
 	if !c.watched.Load() {
 		c.watch()
@@ -317,6 +318,9 @@ func (rd *reader) enter(m *method, r *Request) {
 func (rd *reader) leave() bool {
 	c := rd.c
 	if c.role.CompareAndSwap(rd.word, rd.word&^roleMask|roleReading) {
+		m := &rd.marks[markOf(rd.word)]
+		rd.r, rd.noteBytes, rd.noteMsgs = m.r, m.noteBytes, m.noteMsgs
+		c.oneWay.gotBytes, c.oneWay.gotMsgs = m.gotBytes, m.gotMsgs
 		return true
 	}
 	c.taking.Lock() // until what the stand-in does to this reader is done
