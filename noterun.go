@@ -34,7 +34,9 @@ func (rd *reader) noteRun(m *method) (ran, mine bool) {
 	kind := binary.LittleEndian.Uint64(buf[rd.r+4:])
 	longest := uint(min(c.cfg.Limits.MaxFrame, c.cfg.Limits.MaxMessage))
 	left := c.noteWindow(0)
-	next := mark{rd.r, rd.noteBytes, rd.noteMsgs, n.gotBytes, n.gotMsgs}
+	// The next mark is kept in single variables: a copy of the struct would wait
+	// for the stores of its parts.
+	end, noteBytes, noteMsgs, gotBytes, gotMsgs := rd.r, rd.noteBytes, rd.noteMsgs, n.gotBytes, n.gotMsgs
 	room := rd.replyRoom()
 	rd.served = true
 	rd.in, rd.current = nil, m
@@ -55,29 +57,34 @@ func (rd *reader) noteRun(m *method) (ran, mine bool) {
 		}
 		c.workers.run(&exited{rd: rd, c: c})
 	}()
-	for ; runs < most && len(buf)-next.r >= frameHeaderLen && binary.LittleEndian.Uint64(buf[next.r+4:]) == kind; runs++ {
-		length := int(binary.LittleEndian.Uint32(buf[next.r:]))
-		at := next.r + frameHeaderLen
+	for ; runs < most && len(buf)-end >= frameHeaderLen && binary.LittleEndian.Uint64(buf[end+4:]) == kind; runs++ {
+		length := int(binary.LittleEndian.Uint32(buf[end:]))
+		at := end + frameHeaderLen
 		if uint(length) > longest || length > len(buf)-at || length+messageCost > left {
 			break
 		}
 		left -= length + messageCost
 		r.payload = buf[at : at+length : at+length]
-		next.r = at + length
-		next.gotBytes += uint64(length)
-		next.gotMsgs++
+		end = at + length
+		gotBytes += uint64(length)
+		gotMsgs++
+		before := rd.word
 		if runs == 0 {
-			rd.word = nextRole(c.role.Load(), roleHandler)
-			rd.marks[markOf(rd.word)] = next
-			c.role.Store(rd.word)
+			before = c.role.Load()
+		} else {
+			noteBytes += uint64(rd.noteSize)
+			noteMsgs++
+		}
+		word := nextRole(before, roleHandler)
+		mark := &rd.marks[markOf(word)]
+		mark.r, mark.noteBytes, mark.noteMsgs, mark.gotBytes, mark.gotMsgs = end, noteBytes, noteMsgs, gotBytes, gotMsgs
+		if runs == 0 {
+			c.role.Store(word)
+			rd.word = word
 			if !c.watched.Load() {
 				c.watch()
 			}
 		} else {
-			next.noteBytes += uint64(rd.noteSize)
-			next.noteMsgs++
-			word := nextRole(rd.word, roleHandler)
-			rd.marks[markOf(word)] = next
 			if !c.role.CompareAndSwap(rd.word, word) {
 				return true, rd.noted()
 			}

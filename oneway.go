@@ -64,35 +64,25 @@ func (c *Conn) Notify(ctx context.Context, method string, msg []byte) error {
 	}
 	cost := len(msg) + messageCost
 	c.out.Lock()
-	b := c.out.Buffer()
-	if n := &c.notes; code != 0 && cost <= n.left && c.out.HasRoom(len(msg)+frameHeaderLen) && ctx.Err() == nil {
-		n.left -= cost // as is usual
-		c.out.Put(append(appendHeader(b, FrameNotify, 0, code, 0, len(msg)), msg...))
-		n.sentBytes += uint64(len(msg))
-		n.sentMsgs++
-		c.notified()
-		return nil
+	n := &c.notes
+	if code != 0 && cost <= n.left && ctx.Err() == nil { // as is usual
+		if b := c.out.Extend(frameHeaderLen + len(msg)); b != nil {
+			n.left -= cost
+			n.sentBytes += uint64(len(msg))
+			n.sentMsgs++
+			putHeader(b, FrameNotify, 0, code, 0, len(msg))
+			copy(b[frameHeaderLen:], msg)
+			c.out.Queue()
+			return nil
+		}
 	}
 	err = c.notifySlow(ctx, &message{kind: FrameNotify, code: code, name: method, payload: msg})
 	if err != nil {
 		c.out.Unlock()
 		return err
 	}
-	c.notified()
+	c.out.Queue()
 	return nil
-}
-
-// notified has what was queued sent: by this goroutine when it is worth a
-// write, else by the writer's. It gives up out's lock.
-func (c *Conn) notified() {
-	eager := c.out.Eager()
-	if !eager && !c.out.Busy() {
-		c.out.Kick()
-	}
-	c.out.Unlock()
-	if eager {
-		c.out.Flush()
-	}
 }
 
 // notifySlow sends a message against which something may stand: it waits until
