@@ -338,6 +338,8 @@ func (c *Conn) replyPart(e *outCall, h FrameHeader, b []byte) (part []byte, more
 		e.total = pre.total
 	} else if h.Flags&FlagBegin != 0 {
 		return nil, false, errBeginTwice
+	} else if len(b) == 0 {
+		return nil, false, errEmptyPart
 	}
 	e.got += len(b)
 	if e.got > e.total || more == (e.got == e.total) {
@@ -350,6 +352,7 @@ var (
 	errNoMetadata = errors.New("plugwire: metadata, a feature that was not agreed on")
 	errNoBegin    = errors.New("plugwire: a fragment of a message that was not begun")
 	errBeginTwice = errors.New("plugwire: BEGIN inside a message")
+	errEmptyPart  = errors.New("plugwire: an empty fragment continues a message")
 )
 
 // settle does what was put off while frames were taken in: slots become free,
