@@ -262,7 +262,7 @@ func appendGoAwayFailed(dst []byte, code Code, text string) []byte {
 // parseGoAwayFailed turns the other side's reason for closing into an error.
 func parseGoAwayFailed(b []byte) error {
 	f := fieldReader{b: b}
-	code := Code(f.u16())
+	code := statusOf(uint16(f.u16()))
 	if f.bad {
 		return errTruncated
 	}

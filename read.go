@@ -284,11 +284,14 @@ func (rd *reader) ending(h FrameHeader, b []byte) error {
 	var result error
 	more := false
 	if h.Type == FrameError {
+		if e.total > 0 {
+			return fmt.Errorf("plugwire: ERROR in slot %d inside a REPLY that was not aborted", h.ID)
+		}
 		text, detail, err := parseErrorPayload(b)
 		if err != nil {
 			return err
 		}
-		result = &Error{Code: Code(h.Code), Op: "call", Message: string(text), Detail: append([]byte(nil), detail...), notRun: h.Flags&FlagNotRun != 0}
+		result = &Error{Code: statusOf(h.Code), Op: "call", Message: string(text), Detail: append([]byte(nil), detail...), notRun: h.Flags&FlagNotRun != 0}
 	} else {
 		var err error
 		if b, more, err = c.replyPart(e, h, b); err != nil {
@@ -316,6 +319,14 @@ func (rd *reader) ending(h FrameHeader, b []byte) error {
 		p.finish(result)
 	}
 	return nil
+}
+
+// statusOf reads a status that goes with a failure: OK would make it a success.
+func statusOf(code uint16) Code {
+	if code == uint16(OK) {
+		return Unknown
+	}
+	return Code(code)
 }
 
 // replyPart checks a REPLY against what came before it of the same reply.
