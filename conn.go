@@ -434,7 +434,7 @@ func (c *Conn) ponged(id uint64) {
 	c.out.Lock()
 	defer c.out.Unlock()
 	for n, ch := range c.pings {
-		if n <= id {
+		if n <= id && id <= c.pingLast {
 			close(ch)
 			delete(c.pings, n)
 		}

@@ -2,6 +2,7 @@ package plugwire
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync/atomic"
 
@@ -99,8 +100,11 @@ func (c *Conn) goAway(h FrameHeader, b []byte) error {
 			c.openGates()
 		}
 	case goAwayAck:
-		if !c.life.draining {
-			return fmt.Errorf("plugwire: GOAWAY ack without drain")
+		switch {
+		case !c.life.draining:
+			return errors.New("plugwire: GOAWAY ack without drain")
+		case c.life.acked.Load():
+			return errors.New("plugwire: GOAWAY ack twice")
 		}
 		c.life.ackedAt = c.oneWay.gotMsgs
 		c.life.acked.Store(true)
@@ -108,7 +112,11 @@ func (c *Conn) goAway(h FrameHeader, b []byte) error {
 	case goAwayDone:
 		c.life.theyAreDone = true
 	case goAwayFailed:
+		if len(b) < 2 {
+			return errTruncated
+		}
 		c.life.theirReason = parseGoAwayFailed(b)
+		return c.life.theirReason
 	default:
 		return fmt.Errorf("plugwire: GOAWAY with unknown code %d", h.Code)
 	}

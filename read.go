@@ -179,6 +179,9 @@ func (rd *reader) process(borrowed bool) verdict {
 		b := rd.buf[rd.r:rd.w]
 		h := decodeFrameHeader(b)
 		err := h.check()
+		if err == nil && c.life.theyAreDone {
+			err = fmt.Errorf("plugwire: %v after GOAWAY done", h.Type)
+		}
 		if err == nil && uint64(h.Length) > uint64(c.cfg.Limits.MaxFrame) {
 			err = fmt.Errorf("plugwire: %v of %d bytes, MaxFrame is %d", h.Type, h.Length, c.cfg.Limits.MaxFrame)
 		}
@@ -211,7 +214,11 @@ func (rd *reader) process(borrowed bool) verdict {
 		if err != nil {
 			rd.settle()
 			rd.releaseBuffer()
-			c.violated(err)
+			if c.life.theirReason != nil { // it has closed: nothing is answered
+				c.readFailed(err)
+			} else {
+				c.violated(err)
+			}
 			return readOver
 		}
 	}
@@ -232,8 +239,11 @@ func (rd *reader) controlFrame(h FrameHeader, b []byte) error {
 		}
 		return nil
 	case FrameCredit:
-		if h.ID != 0 {
+		switch {
+		case h.ID != 0:
 			return fmt.Errorf("plugwire: CREDIT for stream %d, but no streams were agreed on", h.ID)
+		case h.Flags&FlagBack != 0:
+			return errors.New("plugwire: CREDIT with BACK for slot 0")
 		}
 		if len(b) == 0 {
 			rd.settleNotes()
