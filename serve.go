@@ -200,7 +200,41 @@ func (rd *reader) aborted(h FrameHeader) error {
 		return fmt.Errorf("plugwire: ABORT in slot %d, where no request was begun", h.ID)
 	}
 	in.part = assembly{}
-	c.respondInline(rd, in, nil, &Error{Code: Canceled, Message: "the request was not completed", notRun: true})
+	rd.refuse(in, &Error{Code: Canceled, Message: "the request was not completed", notRun: true})
+	return nil
+}
+
+// refuse ends a call without running it. It costs the other side next to
+// nothing to be refused, so where endings do not leave, this one waits, and the
+// slot with it.
+func (rd *reader) refuse(in *inCall, err error) {
+	if rd.isCongested() {
+		in.req.release()
+		in.err, in.ready = err, true
+		rd.c.workers.run(in)
+		return
+	}
+	rd.c.respondInline(rd, in, nil, err)
+}
+
+// isCongested reports whether endings do not leave fast enough.
+func (rd *reader) isCongested() bool {
+	if c := rd.c; rd.congested {
+		c.out.Lock()
+		rd.congested = c.out.Len() > congested
+		c.out.Unlock()
+	}
+	return rd.congested
+}
+
+// late returns why a request need not run any more, or nil.
+func (in *inCall) late() error {
+	switch {
+	case in.cancelled.Load():
+		return &Error{Code: Canceled, Message: "cancelled before it ran", notRun: true}
+	case !in.req.deadline.IsZero() && !time.Now().Before(in.req.deadline):
+		return &Error{Code: DeadlineExceeded, Message: "the deadline passed before it ran", notRun: true}
+	}
 	return nil
 }
 
@@ -208,15 +242,14 @@ func (rd *reader) aborted(h FrameHeader) error {
 func (rd *reader) dispatch(in *inCall) (mine bool, err error) {
 	c, m := rd.c, in.req.method
 	if m == nil {
-		c.respondInline(rd, in, nil, &Error{Code: Unimplemented, Message: fmt.Sprintf("no method %q", in.req.name), notRun: true})
+		rd.refuse(in, &Error{Code: Unimplemented, Message: fmt.Sprintf("no method %q", in.req.name), notRun: true})
 		return true, nil
 	}
-	if rd.congested {
-		c.out.Lock()
-		rd.congested = c.out.Len() > congested
-		c.out.Unlock()
+	if err := in.late(); err != nil {
+		rd.refuse(in, err)
+		return true, nil
 	}
-	if rd.congested || !c.statsOf(m).inline() {
+	if rd.isCongested() || !c.statsOf(m).inline() {
 		buf := copies.Get().(*[]byte)
 		*buf = append((*buf)[:0], in.req.payload...)
 		in.copied, in.req.payload = *buf, *buf
@@ -273,6 +306,10 @@ func (in *inCall) run() {
 		out, err := in.result, in.err
 		in.result, in.err, in.ready = nil, nil, false
 		c.respond(in, out, err)
+		return
+	}
+	if err := in.late(); err != nil {
+		c.respond(in, nil, err)
 		return
 	}
 	out, err := invoke(in.req.method, &in.req, nil)
