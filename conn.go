@@ -141,7 +141,7 @@ func newConn(nc net.Conn, peer *Peer, theirs *hello, app int, cfg *Config) *Conn
 	}
 	c.raw = rawConnOf(nc)
 	c.calls = newSlotTable[outCall](theirs.limits.calls)
-	c.serving = newSlotTable[inCall](cfg.Limits.MaxCalls)
+	c.serving = newSlotTable[inCall](cfg.slots())
 	c.out = batch.New(nc, batch.Config{Control: c.appendControl, Failed: c.fail, Timeout: cfg.WriteTimeout})
 	c.reader = newReader(c)
 	return c

@@ -62,16 +62,19 @@ type hello struct {
 func (c *Config) hello() *hello {
 	l := &c.Limits
 	h := &hello{version: wireVersion, offered: features, identity: "plugwire-go/1", apps: c.Versions,
-		limits: limits{l.MaxFrame, l.MaxMessage, l.MaxCalls, l.OneWayWindow, l.MaxRequestBytes, defaultStreamWindow}}
-	if c.Mux == nil { // nothing to call: no room need be promised
-		h.limits.calls = 0
-	}
+		limits: limits{l.MaxFrame, l.MaxMessage, c.slots(), l.OneWayWindow, l.MaxRequestBytes, 0}}
 	rand.Read(h.nonce[:])
 	return h
 }
 
-// defaultStreamWindow is announced for streams, which this version does not offer yet.
-const defaultStreamWindow = 1 << 20
+// slots is how many calls the other side may have in flight: none where there
+// is nothing to call.
+func (c *Config) slots() int {
+	if c.Mux == nil {
+		return 0
+	}
+	return c.Limits.MaxCalls
+}
 
 // appendHello appends the payload of h's HELLO.
 func appendHello(dst []byte, h *hello) []byte {
