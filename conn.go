@@ -246,15 +246,16 @@ func (c *Conn) Stats() Stats {
 // fail ends the connection because of err: nothing more is sent or handled,
 // every pending call ends, and every handler's context.
 func (c *Conn) fail(err error) {
-	c.endCalls(err)
+	c.endCalls(err, false)
 	c.out.Fail(err)
 	c.nc.Close()
 	c.finish()
 }
 
 // endCalls ends what waits on this side: the first error given is the
-// connection's, and later ones are dropped.
-func (c *Conn) endCalls(err error) {
+// connection's, and later ones are dropped. flushing says that what was accepted
+// is still sent, so that a request in the buffer may yet run.
+func (c *Conn) endCalls(err error, flushing bool) {
 	c.endOnce.Do(func() {
 		c.errMu.Lock()
 		c.err = err
@@ -262,7 +263,6 @@ func (c *Conn) endCalls(err error) {
 		c.ended.Store(true)
 		c.out.Lock()
 		c.life.ended, c.life.refuses = true, true
-		flushing := errors.Is(err, net.ErrClosed) // Close still sends what was accepted
 		c.calls.all(func(id uint32, e *outCall) {
 			p := e.pending.Load()
 			if p == nil || !p.claim(e.gen) {
@@ -327,7 +327,7 @@ func (c *Conn) Close() error {
 		return nil
 	}
 	deadline := time.Now().Add(c.cfg.CloseTimeout)
-	c.endCalls(closedError)
+	c.endCalls(closedError, true)
 	c.out.Lock()
 	c.life.send(goAwayDone)
 	c.out.Signal()
@@ -385,11 +385,29 @@ func (c *Conn) readFailed(err error) {
 // violated ends the connection because the other side broke the protocol, and
 // tells it why if it listens.
 func (c *Conn) violated(err error) {
+	if c.ended.Load() {
+		close(c.eof)
+		return // Close is under way and does the rest
+	}
+	c.endCalls(&Error{Code: Internal, Op: "close", Message: "the other side broke the protocol", Err: err}, true)
 	c.out.Lock()
 	c.out.Put(appendGoAwayFailed(c.out.Buffer(), Internal, err.Error()))
 	c.out.Unlock()
-	c.out.Flush()
-	c.readFailed(&Error{Code: Internal, Op: "close", Message: "the other side broke the protocol", Err: err})
+	c.workers.run((*lastWords)(c))
+}
+
+// lastWords sends what is pending, with the reason for closing at its end, and
+// ends the connection.
+type lastWords Conn
+
+// lastWordsTimeout is how long a peer that broke the protocol may take to hear of it.
+const lastWordsTimeout = time.Second
+
+func (l *lastWords) run() {
+	c := (*Conn)(l)
+	c.out.Drain(min(lastWordsTimeout, c.cfg.CloseTimeout))
+	c.fail(c.Err())
+	close(c.eof)
 }
 
 // Ping asks the other side for a sign of life and returns how long it took.

@@ -440,7 +440,8 @@ func (c *Conn) borrow(p *pendingCall) bool {
 		if rd.w > rd.r {
 			v = rd.process(true)
 		}
-		if v == readOver {
+		if v == readOver { // nobody will read again; the monitor need not look for somebody
+			c.role.Store(nextRole(c.role.Load(), roleReading))
 			return false
 		}
 		if v == needMore {
