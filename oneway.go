@@ -128,7 +128,14 @@ func (c *Conn) notifyLarge(ctx context.Context, m *message) error {
 	n.large = true
 	n.sentBytes += uint64(len(m.payload))
 	n.sentMsgs++
-	begun, err := c.sendFragments(ctx, m, func() bool { return c.life.ended })
+	first := true
+	begun, err := c.sendFragments(ctx, m, func() bool {
+		if first { // it may have waited for room, and an ack may have been sent meanwhile
+			first = false
+			return c.life.refuses
+		}
+		return c.life.ended
+	})
 	n.large = false
 	if err != nil {
 		if begun {
@@ -138,7 +145,7 @@ func (c *Conn) notifyLarge(ctx context.Context, m *message) error {
 			n.sentMsgs--
 		}
 		if err == errStopped {
-			err = c.Err()
+			err = c.life.mayOpen(c)
 		}
 		err = callError(err, m.name, true)
 	}
@@ -217,6 +224,7 @@ type note struct {
 	method  *method
 	name    string
 	payload []byte
+	dropped int // bytes of a message that was aborted, and only counts
 }
 
 // appendCredit appends what is to be said about handled messages.
@@ -349,9 +357,12 @@ func (rd *reader) notifyAborted() error {
 	if n.large.total == 0 {
 		return fmt.Errorf("plugwire: ABORT of a one-way message that was not begun")
 	}
-	rd.noteBytes += uint64(n.large.total)
-	rd.noteMsgs++
+	dropped := note{dropped: n.large.total}
 	n.large, n.largeNote = assembly{}, note{}
+	if !n.busy.Load() || !rd.c.enqueue(dropped) { // not before those before it
+		rd.noteBytes += uint64(dropped.dropped)
+		rd.noteMsgs++
+	}
 	return nil
 }
 
@@ -445,7 +456,7 @@ func (c *Conn) noteQueue() {
 		n.queue[0] = note{}
 		n.queue = n.queue[1:]
 		n.mu.Unlock()
-		n.running = len(nt.payload)
+		n.running = len(nt.payload) + nt.dropped
 		if nt.method != nil {
 			r := Request{conn: c, method: nt.method, name: nt.name, payload: nt.payload}
 			invoke(nt.method, &r, nil)
