@@ -3,6 +3,7 @@ package plugwire
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -268,7 +269,8 @@ func (c *Conn) endCalls(err error, flushing bool) {
 			if p == nil || !p.claim(e.gen) {
 				return
 			}
-			notRun := !e.whole || !flushing && e.end > c.out.Sent()
+			// Who says done has ended every call that it received.
+			notRun := !e.whole || !flushing && e.end > c.out.Sent() || err == error(theyClosedError)
 			p.finish(&Error{Code: Unavailable, Op: "call", Addr: p.call.Method, Err: err, notRun: notRun})
 		})
 		c.openGates()
@@ -317,7 +319,10 @@ func (c *Conn) finish() {
 // with an error, the contexts of handlers end, and the other side is told. It
 // does not wait for handlers. It takes at most Config.CloseTimeout, and a second
 // Close waits for the first and returns nil.
-func (c *Conn) Close() error {
+func (c *Conn) Close() error { return c.closeFor(closedError) }
+
+// closeFor closes for a reason: this side's wish, or the other's.
+func (c *Conn) closeFor(reason error) error {
 	c.out.Lock()
 	closing := c.life.closing
 	c.life.closing = true
@@ -327,23 +332,35 @@ func (c *Conn) Close() error {
 		return nil
 	}
 	deadline := time.Now().Add(c.cfg.CloseTimeout)
-	c.endCalls(closedError, true)
+	c.endCalls(reason, true)
 	c.out.Lock()
-	c.life.send(goAwayDone)
-	c.out.Signal()
+	if n := c.servingCount.Load(); n == 0 {
+		c.life.send(goAwayDone)
+		c.out.Signal()
+	} else { // done would say that calls without an ending did not run
+		c.out.Put(appendGoAwayFailed(c.out.Buffer(), Unavailable, fmt.Sprintf("closed while %d calls were running", n)))
+	}
 	c.out.Unlock()
 	err := c.out.Drain(time.Until(deadline))
 	if err == nil {
 		c.linger(deadline)
 	}
-	c.fail(closedError)
+	c.fail(reason)
 	if err != nil && errors.Is(err, os.ErrDeadlineExceeded) {
 		return &Error{Code: DeadlineExceeded, Op: "close", Message: "the other side did not take what was sent", Err: err}
 	}
 	return nil
 }
 
-var closedError = &Error{Code: Unavailable, Op: "close", Err: net.ErrClosed}
+var (
+	closedError     = &Error{Code: Unavailable, Op: "close", Err: net.ErrClosed}
+	theyClosedError = &Error{Code: Unavailable, Op: "close", Message: "the other side closed the connection", Err: io.EOF}
+)
+
+// farewell is the work on GOAWAY done: this side ends likewise.
+type farewell Conn
+
+func (f *farewell) run() { (*Conn)(f).closeFor(theyClosedError) }
 
 // linger closes the sending half and waits for the other side to end: closing
 // with unread bytes would destroy what was just sent.
@@ -372,7 +389,7 @@ func (c *Conn) readFailed(err error) {
 	}
 	switch {
 	case err == io.EOF && c.life.theyAreDone:
-		err = &Error{Code: Unavailable, Op: "close", Message: "the other side closed the connection", Err: io.EOF}
+		err = theyClosedError
 	case err == io.EOF:
 		err = &Error{Code: Unavailable, Op: "close", Message: "the connection broke off", Err: io.ErrUnexpectedEOF}
 	}

@@ -111,6 +111,7 @@ func (c *Conn) goAway(h FrameHeader, b []byte) error {
 		c.out.OpenAll(&c.life.changed)
 	case goAwayDone:
 		c.life.theyAreDone = true
+		c.workers.run((*farewell)(c))
 	case goAwayFailed:
 		if len(b) < 2 {
 			return errTruncated

@@ -172,7 +172,7 @@ func (rd *reader) process(borrowed bool) verdict {
 	c := rd.c
 	rd.served, rd.delivered = false, false
 	for rd.w-rd.r >= frameHeaderLen {
-		if c.ended.Load() {
+		if c.ended.Load() && !c.life.theyAreDone {
 			rd.r = rd.w // this side has closed: what still comes is discarded
 			return needMore
 		}

@@ -145,6 +145,10 @@ func (rd *reader) call(h FrameHeader, b []byte) (mine bool, err error) {
 		return true, fmt.Errorf("plugwire: requests of %d bytes in flight, MaxRequestBytes is %d", all, c.cfg.Limits.MaxRequestBytes)
 	}
 	c.servingCount.Add(1)
+	if c.ended.Load() { // Close looks at the count after it has set ended
+		c.servingCount.Add(-1)
+		return true, nil
+	}
 	in.busy.Store(true)
 	in.cancelled.Store(false)
 	in.conn, in.id = c, h.ID
@@ -413,7 +417,9 @@ func (c *Conn) respondInline(rd *reader, in *inCall, out []byte, err error) {
 	m := c.endingOf(in.id, out, err)
 	in.req.release()
 	c.out.Lock()
-	c.out.Put(m.append(c.out.Buffer(), len(m.payload)))
+	if !c.life.ended { // else GOAWAY has been sent, behind which nothing comes
+		c.out.Put(m.append(c.out.Buffer(), len(m.payload)))
+	}
 	c.endServing(in)
 	rd.congested = c.out.Len() > congested
 	c.out.Unlock()
@@ -441,7 +447,7 @@ func (c *Conn) respond(in *inCall, out []byte, err error) {
 	defer c.out.Unlock()
 	if m.size() <= c.limits.frame {
 		for {
-			if ok, err := c.room(ctx, m.size()+frameHeaderLen); err != nil {
+			if ok, err := c.room(ctx, m.size()+frameHeaderLen); err != nil || c.life.ended {
 				c.endServing(in)
 				return
 			} else if ok {
@@ -449,7 +455,7 @@ func (c *Conn) respond(in *inCall, out []byte, err error) {
 			}
 		}
 		c.out.Put(m.append(c.out.Buffer(), len(m.payload)))
-	} else if _, err := c.sendFragments(ctx, &m, func() bool { return false }); err != nil {
+	} else if _, err := c.sendFragments(ctx, &m, func() bool { return c.life.ended }); err != nil {
 		c.endServing(in) // the connection has ended
 		return
 	}
