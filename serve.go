@@ -293,7 +293,11 @@ func (rd *reader) handled(in *inCall, out []byte, err error) (mine bool) {
 	}
 	if cap(out) <= maxFrame {
 		rd.reply = out[:0]
-	} else if rd.reply = nil; len(out) > c.limits.frame { // goes out in fragments, with waiting
+	} else {
+		rd.reply = nil
+	}
+	if err == nil && len(out) > c.limits.frame { // goes out in fragments, with waiting
+		rd.reply = nil
 		in.req.release()
 		in.result, in.err, in.ready = out, err, true
 		c.workers.run(in)
