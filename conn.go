@@ -336,10 +336,10 @@ func (c *Conn) closeFor(reason error) error {
 	c.out.Lock()
 	if n := c.servingCount.Load(); n == 0 {
 		c.life.send(goAwayDone)
-		c.out.Signal()
 	} else { // done would say that calls without an ending did not run
-		c.out.Put(appendGoAwayFailed(c.out.Buffer(), Unavailable, fmt.Sprintf("closed while %d calls were running", n)))
+		c.life.lastWord = appendGoAwayFailed(nil, Unavailable, fmt.Sprintf("closed while %d calls were running", n))
 	}
+	c.out.Signal()
 	c.out.Unlock()
 	err := c.out.Drain(time.Until(deadline))
 	if err == nil {
@@ -408,7 +408,8 @@ func (c *Conn) violated(err error) {
 	}
 	c.endCalls(&Error{Code: Internal, Op: "close", Message: "the other side broke the protocol", Err: err}, true)
 	c.out.Lock()
-	c.out.Put(appendGoAwayFailed(c.out.Buffer(), Internal, err.Error()))
+	c.life.lastWord = appendGoAwayFailed(nil, Internal, err.Error())
+	c.out.Signal()
 	c.out.Unlock()
 	c.workers.run((*lastWords)(c))
 }

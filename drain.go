@@ -21,6 +21,7 @@ type lifecycle struct {
 	ended     bool        // pending calls have been ended
 	over      bool        // everything has
 	goAway    [goAwayDone + 1]bool
+	lastWord  []byte     // GOAWAY failed
 	changed   batch.Gate // those who wait for a step of the drain
 
 	// Of the holder of the reading role.
@@ -38,6 +39,8 @@ func (l *lifecycle) appendGoAway(b []byte) []byte {
 			b = appendFrameHeader(b, FrameHeader{Type: FrameGoAway, Code: uint16(code)})
 		}
 	}
+	b = append(b, l.lastWord...)
+	l.lastWord = nil
 	return b
 }
 
@@ -114,7 +117,7 @@ func (c *Conn) goAway(h FrameHeader, b []byte) error {
 		c.workers.run((*farewell)(c))
 	case goAwayFailed:
 		if len(b) < 2 {
-			return errTruncated
+			return errors.New("plugwire: GOAWAY failed without a status")
 		}
 		c.life.theirReason = parseGoAwayFailed(b)
 		return c.life.theirReason
