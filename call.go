@@ -346,7 +346,7 @@ func (c *Conn) beginLarge(ctx context.Context, p *pendingCall, e *outCall, m *me
 	if err == nil {
 		return nil
 	}
-	if begun {
+	if begun && !c.life.ended { // else GOAWAY has been sent
 		c.out.Put(appendFrameHeader(c.out.Buffer(), FrameHeader{Type: FrameAbort, ID: m.id}))
 		c.out.Signal()
 		c.out.Kick()

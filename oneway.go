@@ -139,7 +139,9 @@ func (c *Conn) notifyLarge(ctx context.Context, m *message) error {
 	n.large = false
 	if err != nil {
 		if begun {
-			c.out.Put(appendFrameHeader(c.out.Buffer(), FrameHeader{Type: FrameAbort}))
+			if !c.life.ended { // else GOAWAY has been sent
+				c.out.Put(appendFrameHeader(c.out.Buffer(), FrameHeader{Type: FrameAbort}))
+			}
 		} else {
 			n.sentBytes -= uint64(len(m.payload))
 			n.sentMsgs--
