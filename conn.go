@@ -93,12 +93,11 @@ func open(ctx context.Context, nc net.Conn, dialler bool, addr string, cfg *Conf
 	}
 	peer, err := authorize(nc, cfg)
 	if err != nil {
-		if !dialler {
-			refuse(nc, false, err)
-		}
+		refusePeer(nc, dialler, cfg, err)
 		nc.Close()
 		return nil, handshakeError(addr, err)
 	}
+	nc.SetDeadline(time.Now().Add(cfg.HandshakeTimeout)) // before ctx can move it
 	stop := context.AfterFunc(ctx, func() { nc.SetDeadline(time.Unix(1, 0)) })
 	nc2, theirs, app, err := handshake(nc, dialler, cfg)
 	if !stop() {
@@ -141,7 +140,8 @@ func newConn(nc net.Conn, peer *Peer, theirs *hello, app int, cfg *Config) *Conn
 		c.mux = emptyMux
 	}
 	c.raw = rawConnOf(nc)
-	c.calls = newSlotTable[outCall](theirs.limits.calls)
+	c.limits.calls = min(c.limits.calls, maxCallsBound) // no need to use all that there are
+	c.calls = newSlotTable[outCall](c.limits.calls)
 	c.serving = newSlotTable[inCall](cfg.slots())
 	c.out = batch.New(nc, batch.Config{Control: c.appendControl, Failed: c.fail, Timeout: cfg.WriteTimeout})
 	c.reader = newReader(c)

@@ -18,8 +18,8 @@ const (
 type peerMethods struct {
 	byName   map[string]uint16
 	numbers  map[uint16]struct{} // those in byName
-	names    []string // in the order announced
-	fallback bool     // names that are not listed may be called by name
+	names    []string            // in the order announced
+	fallback bool                // names that are not listed may be called by name
 }
 
 // appendMethods appends METHODS frames that list t's methods, with payloads of
