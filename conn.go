@@ -270,7 +270,7 @@ func (c *Conn) endCalls(err error, flushing bool) {
 				return
 			}
 			// Who says done has ended every call that it received.
-			notRun := !e.whole || !flushing && e.end > c.out.Sent() || err == error(theyClosedError)
+			notRun := !e.whole || !flushing && e.end > c.out.Taken() || err == error(theyClosedError)
 			p.finish(&Error{Code: Unavailable, Op: "call", Addr: p.call.Method, Err: err, notRun: notRun})
 		})
 		c.openGates()
