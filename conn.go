@@ -145,6 +145,7 @@ func newConn(nc net.Conn, peer *Peer, theirs *hello, app int, cfg *Config) *Conn
 	c.serving = newSlotTable[inCall](cfg.slots())
 	c.out = batch.New(nc, batch.Config{Control: c.appendControl, Failed: c.fail, Timeout: cfg.WriteTimeout})
 	c.reader = newReader(c)
+	c.role.Store(roleReading) // start's, so that nobody who uses c in OnConn takes it
 	return c
 }
 
@@ -156,7 +157,6 @@ func (c *Conn) start() {
 		c.mux.add(c)
 	}
 	c.announceMethods()
-	c.role.Store(roleReading)
 	c.workers.run(c.reader)
 }
 
