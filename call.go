@@ -254,7 +254,7 @@ func (c *Conn) begin(ctx context.Context, call *Call, g *callGroup) (uint32, *ou
 		c.out.Put(append(appendHeader(c.out.Buffer(), FrameCall, 0, code, id, len(call.Request)), call.Request...))
 	} else if m.size() <= c.limits.frame {
 		c.out.Put(m.append(c.out.Buffer(), len(m.payload)))
-	} else if err := c.beginLarge(ctx, e, &m); err != nil {
+	} else if whole, err := c.beginLarge(ctx, e, &m); !whole {
 		return 0, nil, err
 	}
 	e.whole, e.end = true, c.out.Position()
@@ -348,29 +348,31 @@ func (c *Conn) waitFor(ctx context.Context, g *batch.Gate, open func() bool) err
 	return c.out.Wait(ctx, g, open)
 }
 
-// beginLarge appends a request that takes several frames. When it fails, what
-// was begun is aborted, and the slot is free or will be.
-func (c *Conn) beginLarge(ctx context.Context, e *outCall, m *message) error {
+// beginLarge appends a request that takes several frames. When it cannot be sent
+// in whole, what was begun is aborted, the slot is free or will be, and the call
+// has ended with the error.
+func (c *Conn) beginLarge(ctx context.Context, e *outCall, m *message) (whole bool, err error) {
 	begun, err := c.sendFragments(ctx, m, func() bool { return e.state.Load() == callIdle })
 	if err == nil {
-		return nil
+		return true, nil
 	}
-	if begun {
+	if begun && !c.life.ended { // else GOAWAY has been sent
 		c.out.Put(appendFrameHeader(c.out.Buffer(), FrameHeader{Type: FrameAbort, ID: m.id}))
 		c.out.Kick()
 	}
+	err = callError(err, m.name, true)
 	switch {
 	case begun && e.abandon():
-		return callError(err, m.name, true) // the ending will free the slot
+		return false, err // the ending will free the slot
 	case !begun && e.abandon():
 		e.state.Store(callIdle)
 		c.expecting.Add(-1)
-	default: // it has ended already
+	default: // it has ended already, well or not
 		err = e.call.Err
 		e.drop()
 	}
 	c.freeSlot(m.id, e)
-	return callError(err, m.name, true)
+	return false, err
 }
 
 // drop takes back what finish has left: the call counts as never begun.

@@ -137,17 +137,26 @@ func (c *Conn) notifyLarge(ctx context.Context, m *message) error {
 	n.large, n.left = true, 0
 	n.sentBytes += uint64(len(m.payload))
 	n.sentMsgs++
-	begun, err := c.sendFragments(ctx, m, func() bool { return c.life.ended })
+	first := true
+	begun, err := c.sendFragments(ctx, m, func() bool {
+		if first { // it may have waited for room, and an ack may have been sent meanwhile
+			first = false
+			return c.life.refuses
+		}
+		return c.life.ended
+	})
 	n.large = false
 	if err != nil {
 		if begun {
-			c.out.Put(appendFrameHeader(c.out.Buffer(), FrameHeader{Type: FrameAbort}))
+			if !c.life.ended { // else GOAWAY has been sent
+				c.out.Put(appendFrameHeader(c.out.Buffer(), FrameHeader{Type: FrameAbort}))
+			}
 		} else {
 			n.sentBytes -= uint64(len(m.payload))
 			n.sentMsgs--
 		}
 		if err == errStopped {
-			err = c.Err()
+			err = c.life.mayOpen(c)
 		}
 		err = callError(err, m.name, true)
 	}
@@ -227,6 +236,7 @@ type note struct {
 	method  *method
 	name    string
 	payload []byte
+	dropped int // bytes of a message that was aborted, and only counts
 }
 
 // appendCredit appends what is to be said about handled messages.
@@ -351,9 +361,12 @@ func (rd *reader) notifyAborted() error {
 	if n.large.total == 0 {
 		return fmt.Errorf("plugwire: ABORT of a one-way message that was not begun")
 	}
-	rd.noteBytes += uint64(n.large.total)
-	rd.noteMsgs++
+	dropped := note{dropped: n.large.total}
 	n.large, n.largeNote = assembly{}, note{}
+	if !n.busy.Load() || !rd.c.enqueue(dropped) { // not before those before it
+		rd.noteBytes += uint64(dropped.dropped)
+		rd.noteMsgs++
+	}
 	return nil
 }
 
@@ -376,7 +389,7 @@ func (c *Conn) noteArrived(size int) error {
 func (rd *reader) deliver(m *method, name string, payload []byte) (mine bool) {
 	c := rd.c
 	n := &c.oneWay
-	if n.busy.Load() && c.enqueue(note{m, name, payload}) {
+	if n.busy.Load() && c.enqueue(note{method: m, name: name, payload: payload}) {
 		return true
 	}
 	if m == nil { // nobody there, and nobody to tell
@@ -386,7 +399,7 @@ func (rd *reader) deliver(m *method, name string, payload []byte) (mine bool) {
 	}
 	if !c.statsOf(m).inline() {
 		n.busy.Store(true)
-		c.enqueue(note{m, name, payload})
+		c.enqueue(note{method: m, name: name, payload: payload})
 		c.workers.run((*noteRunner)(c))
 		return true
 	}
@@ -445,7 +458,7 @@ func (c *Conn) noteQueue() {
 		n.queue[0] = note{}
 		n.queue = n.queue[1:]
 		n.mu.Unlock()
-		n.running = len(nt.payload)
+		n.running = len(nt.payload) + nt.dropped
 		if nt.method != nil {
 			r := Request{conn: c, method: nt.method, name: nt.name, payload: nt.payload}
 			invoke(nt.method, &r, nil)

@@ -56,6 +56,7 @@ type reader struct {
 
 	out       []byte // frames that end calls whose handlers ran inline
 	put       int    // how many
+	unsettled bool   // calls have run whose endings may still be in out
 	made      int    // how many have been made since the last flush
 	congested bool   // they do not leave fast enough
 
@@ -193,7 +194,7 @@ func (rd *reader) process(borrowed bool) verdict {
 	c := rd.c
 	rd.served, rd.delivered = false, false
 	for rd.w-rd.r >= frameHeaderLen {
-		if c.ended.Load() {
+		if c.ended.Load() && !c.life.theyAreDone {
 			rd.r = rd.w // this side has closed: what still comes is discarded
 			return needMore
 		}
@@ -204,6 +205,9 @@ func (rd *reader) process(borrowed bool) verdict {
 		h.Length, h.Type, h.Flags = binary.LittleEndian.Uint32(b), FrameType(b[4]), FrameFlags(b[5])
 		h.Code, h.ID = binary.LittleEndian.Uint16(b[6:]), binary.LittleEndian.Uint32(b[8:])
 		err := h.check()
+		if err == nil && c.life.theyAreDone {
+			err = fmt.Errorf("plugwire: %v after GOAWAY done", h.Type)
+		}
 		if err == nil && uint64(h.Length) > uint64(c.cfg.Limits.MaxFrame) {
 			err = fmt.Errorf("plugwire: %v of %d bytes, MaxFrame is %d", h.Type, h.Length, c.cfg.Limits.MaxFrame)
 		}
@@ -244,7 +248,11 @@ func (rd *reader) process(borrowed bool) verdict {
 		if err != nil {
 			rd.settle()
 			rd.releaseBuffer()
-			c.violated(err)
+			if c.life.theirReason != nil { // it has closed: nothing is answered
+				c.readFailed(err)
+			} else {
+				c.violated(err)
+			}
 			return readOver
 		}
 	}
@@ -265,8 +273,11 @@ func (rd *reader) controlFrame(h *FrameHeader, b []byte) error {
 		}
 		return nil
 	case FrameCredit:
-		if h.ID != 0 {
+		switch {
+		case h.ID != 0:
 			return fmt.Errorf("plugwire: CREDIT for stream %d, but no streams were agreed on", h.ID)
+		case h.Flags&FlagBack != 0:
+			return errors.New("plugwire: CREDIT with BACK for slot 0")
 		}
 		if len(b) == 0 {
 			rd.settleNotes()
@@ -319,12 +330,15 @@ func (rd *reader) ending(h *FrameHeader, b []byte) error {
 	var failed *Error
 	more := false
 	if h.Type == FrameError {
+		if e.total > 0 {
+			return fmt.Errorf("plugwire: ERROR in slot %d inside a REPLY that was not aborted", h.ID)
+		}
 		text, detail, err := parseErrorPayload(b)
 		if err != nil {
 			return err
 		}
-		failed = &Error{Code: Code(h.Code), Op: "call", Message: string(text), Detail: append([]byte(nil), detail...), notRun: h.Flags&FlagNotRun != 0}
-	} else if h.Flags&(FlagBegin|FlagMore) != 0 || e.total > 0 {
+		failed = &Error{Code: statusOf(h.Code), Op: "call", Message: string(text), Detail: append([]byte(nil), detail...), notRun: h.Flags&FlagNotRun != 0}
+	} else if h.Flags&(FlagBegin|FlagMore) != 0 || e.total > 0 || len(b) > c.cfg.Limits.MaxMessage {
 		var err error
 		if b, more, err = c.replyPart(e, h, b); err != nil {
 			return err
@@ -368,6 +382,14 @@ func (rd *reader) dropEnding(id uint32, e *outCall) {
 	c.out.Unlock()
 }
 
+// statusOf reads a status that goes with a failure: OK would make it a success.
+func statusOf(code uint16) Code {
+	if code == uint16(OK) {
+		return Unknown
+	}
+	return Code(code)
+}
+
 // replyPart checks a REPLY against what came before it of the same reply.
 func (c *Conn) replyPart(e *outCall, h *FrameHeader, b []byte) (part []byte, more bool, err error) {
 	more = h.Flags&FlagMore != 0
@@ -382,6 +404,8 @@ func (c *Conn) replyPart(e *outCall, h *FrameHeader, b []byte) (part []byte, mor
 		e.total = pre.total
 	} else if h.Flags&FlagBegin != 0 {
 		return nil, false, errBeginTwice
+	} else if len(b) == 0 {
+		return nil, false, errEmptyPart
 	}
 	e.got += len(b)
 	if e.got > e.total || more == (e.got == e.total) {
@@ -394,6 +418,7 @@ var (
 	errNoMetadata = errors.New("plugwire: metadata, a feature that was not agreed on")
 	errNoBegin    = errors.New("plugwire: a fragment of a message that was not begun")
 	errBeginTwice = errors.New("plugwire: BEGIN inside a message")
+	errEmptyPart  = errors.New("plugwire: an empty fragment continues a message")
 )
 
 // settle does what was put off while frames were taken in: credit is due,
@@ -407,6 +432,10 @@ func (rd *reader) settle() {
 	}
 	rd.settleNotes()
 	rd.putReplies()
+	if rd.unsettled {
+		rd.unsettled = false
+		c.unsettled.Store(false)
+	}
 	if rd.made > 0 {
 		rd.made = 0
 		c.out.Flush()
@@ -458,7 +487,8 @@ func (c *Conn) borrow(e *outCall) bool {
 		if rd.w > rd.r {
 			v = rd.process(true)
 		}
-		if v == readOver {
+		if v == readOver { // nobody will read again; the monitor need not look for somebody
+			c.role.Store(nextRole(c.role.Load(), roleReading))
 			return false
 		}
 		if v == needMore {
@@ -526,6 +556,7 @@ func (c *Conn) takeOver(word uint64) {
 	rd.noteBytes, rd.noteMsgs = m.noteBytes, m.noteMsgs
 	c.oneWay.gotBytes, c.oneWay.gotMsgs = m.gotBytes, m.gotMsgs
 	old.putReplies() // the handler writes behind them
+	c.unsettled.Store(false)
 	if old.in != nil {
 		c.keep(old.in)
 	} else {

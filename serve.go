@@ -169,6 +169,8 @@ func (rd *reader) call(h *FrameHeader, b []byte) (mine bool, err error) {
 		return rd.callPart(in, h, b)
 	}
 	switch {
+	case h.Flags&(FlagBegin|FlagMore) == FlagMore:
+		return true, errNoBegin
 	case in.state.Load() != inIdle:
 		return true, fmt.Errorf("plugwire: CALL in slot %d, which is in use", h.ID)
 	case c.life.acked.Load():
@@ -181,6 +183,13 @@ func (rd *reader) call(h *FrameHeader, b []byte) (mine bool, err error) {
 	in.cost = int64(max(pre.total, len(payload)) + messageCost)
 	if before := c.servingBytes.Load(); before > 0 && before+in.cost > int64(c.cfg.Limits.MaxRequestBytes) {
 		return true, fmt.Errorf("plugwire: requests of %d bytes in flight, MaxRequestBytes is %d", before+in.cost, c.cfg.Limits.MaxRequestBytes)
+	}
+	if !rd.unsettled { // Close looks for it after it has set ended
+		rd.unsettled = true
+		c.unsettled.Store(true)
+		if c.ended.Load() {
+			return true, nil
+		}
 	}
 	in.conn, in.id = c, h.ID
 	r := &in.req
@@ -205,7 +214,7 @@ func (rd *reader) call(h *FrameHeader, b []byte) (mine bool, err error) {
 // message, and finds the method.
 func (c *Conn) opening(h *FrameHeader, b []byte) (pre prefix, payload []byte, m *method, err error) {
 	payload = b
-	if h.Flags != 0 || h.Code == 0 {
+	if h.Flags != 0 || h.Code == 0 || len(b) > c.cfg.Limits.MaxMessage {
 		switch {
 		case h.Flags&(FlagBegin|FlagMore) == FlagMore:
 			err = errNoBegin
@@ -260,7 +269,43 @@ func (rd *reader) aborted(h *FrameHeader) error {
 		return fmt.Errorf("plugwire: ABORT in slot %d, where no request was begun", h.ID)
 	}
 	in.part = assembly{}
-	rd.respond(in, nil, &Error{Code: Canceled, Message: "the request was not completed", notRun: true})
+	rd.refuse(in, &Error{Code: Canceled, Message: "the request was not completed", notRun: true})
+	return nil
+}
+
+// refuse ends a call without running it. It costs the other side next to
+// nothing to be refused, so where endings do not leave, this one waits, and the
+// slot with it.
+func (rd *reader) refuse(in *inCall, err error) {
+	if rd.isCongested() {
+		rd.c.keep(in)
+		in.req.release()
+		in.err, in.ready = err, true
+		rd.c.workers.run(in)
+		return
+	}
+	rd.respond(in, nil, err)
+}
+
+// isCongested reports whether endings do not leave fast enough.
+func (rd *reader) isCongested() bool {
+	if c := rd.c; rd.congested {
+		rd.putReplies()
+		c.out.Lock()
+		rd.congested = c.out.Len() > congested
+		c.out.Unlock()
+	}
+	return rd.congested
+}
+
+// late returns why a request need not run any more, or nil.
+func (in *inCall) late() error {
+	switch {
+	case in.state.Load() == inCancelled:
+		return &Error{Code: Canceled, Message: "cancelled before it ran", notRun: true}
+	case !in.req.deadline.IsZero() && !time.Now().Before(in.req.deadline):
+		return &Error{Code: DeadlineExceeded, Message: "the deadline passed before it ran", notRun: true}
+	}
 	return nil
 }
 
@@ -270,17 +315,16 @@ func (rd *reader) aborted(h *FrameHeader) error {
 func (rd *reader) dispatch(in *inCall, large []byte) (mine bool) {
 	c, m := rd.c, in.req.method
 	if m == nil {
-		rd.respond(in, nil, &Error{Code: Unimplemented, Message: fmt.Sprintf("no method %q", in.req.name), notRun: true})
+		rd.refuse(in, &Error{Code: Unimplemented, Message: fmt.Sprintf("no method %q", in.req.name), notRun: true})
 		putLarge(large)
 		return true
 	}
-	if rd.congested {
-		rd.putReplies()
-		c.out.Lock()
-		rd.congested = c.out.Len() > congested
-		c.out.Unlock()
+	if err := in.late(); err != nil {
+		rd.refuse(in, err)
+		putLarge(large)
+		return true
 	}
-	if large != nil || rd.congested || !c.statsOf(m).inline() {
+	if large != nil || rd.isCongested() || !c.statsOf(m).inline() {
 		c.keep(in)
 		if large != nil {
 			in.copied = new([]byte)
@@ -397,7 +441,9 @@ func (rd *reader) putReplies() {
 	}
 	c := rd.c
 	c.out.Lock()
-	c.out.Put(append(c.out.Buffer(), rd.out...))
+	if !c.life.ended { // else GOAWAY has been sent, behind which nothing comes
+		c.out.Put(append(c.out.Buffer(), rd.out...))
+	}
 	rd.congested = c.out.Len() > congested
 	c.callsServed += uint64(rd.put)
 	c.out.Unlock()
@@ -411,6 +457,10 @@ func (in *inCall) run() {
 		out, err := in.result, in.err
 		in.result, in.err, in.ready = nil, nil, false
 		c.respond(in, out, err)
+		return
+	}
+	if err := in.late(); err != nil {
+		c.respond(in, nil, err)
 		return
 	}
 	var room []byte
@@ -526,7 +576,7 @@ func (c *Conn) respond(in *inCall, out []byte, err error) {
 	defer c.out.Unlock()
 	if m.size() <= c.limits.frame {
 		for {
-			if ok, err := c.room(ctx, m.size()+frameHeaderLen); err != nil {
+			if ok, err := c.room(ctx, m.size()+frameHeaderLen); err != nil || c.life.ended {
 				c.endServing(in)
 				return
 			} else if ok {
@@ -534,7 +584,7 @@ func (c *Conn) respond(in *inCall, out []byte, err error) {
 			}
 		}
 		c.out.Put(m.append(c.out.Buffer(), len(m.payload)))
-	} else if _, err := c.sendFragments(ctx, &m, func() bool { return false }); err != nil {
+	} else if _, err := c.sendFragments(ctx, &m, func() bool { return c.life.ended }); err != nil {
 		c.endServing(in) // the connection has ended
 		return
 	}
