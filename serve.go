@@ -368,7 +368,7 @@ func (rd *reader) leave() bool {
 		return true
 	}
 	c.taking.Lock() // until what the stand-in does to this reader is done
-	c.taking.Unlock()
+	defer c.taking.Unlock()
 	return false
 }
 
