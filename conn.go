@@ -145,7 +145,7 @@ func newConn(nc net.Conn, peer *Peer, theirs *hello, app int, cfg *Config) *Conn
 	c.limits.calls = min(c.limits.calls, maxCallsBound) // no need to use all that there are
 	c.calls = newSlotTable[outCall](c.limits.calls)
 	c.serving = newSlotTable[inCall](cfg.slots())
-	c.out = batch.New(nc, batch.Config{Control: c.appendControl, Failed: c.fail, Timeout: cfg.WriteTimeout})
+	c.out = batch.New(nc, batch.Config{Control: c.appendControl, Failed: func(err error) { c.fail(brokeOff(err)) }, Timeout: cfg.WriteTimeout})
 	c.reader = newReader(c)
 	c.role.Store(roleReading) // start's, so that nobody who uses c in OnConn takes it
 	return c
@@ -395,12 +395,27 @@ func (c *Conn) readFailed(err error) {
 	case err == io.EOF && c.life.theyAreDone:
 		err = theyClosedError
 	case err == io.EOF:
-		err = &Error{Code: Unavailable, Op: "close", Message: "the connection broke off", Err: io.ErrUnexpectedEOF}
+		err = brokeOff(io.ErrUnexpectedEOF)
+	default:
+		err = brokeOff(err)
 	}
 	if c.life.theirReason != nil {
 		err = c.life.theirReason
 	}
 	c.fail(err)
+}
+
+// brokeOff makes an *Error of what a read or write failed with.
+func brokeOff(err error) error {
+	var e *Error
+	if errors.As(err, &e) {
+		return err
+	}
+	code := Unavailable
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		code = DeadlineExceeded // nothing was taken for WriteTimeout
+	}
+	return &Error{Code: code, Op: "close", Message: "the connection broke off", Err: err}
 }
 
 // violated ends the connection because the other side broke the protocol, and

@@ -95,6 +95,10 @@ func newReader(c *Conn) *reader {
 // errPoked is what fill returns when the monitor asked the borrower to let go.
 var errPoked = errors.New("plugwire: poked")
 
+// maxEmptyReads is how many reads in a row may give neither bytes nor an error:
+// an empty write at the other end of a net.Pipe is one.
+const maxEmptyReads = 100
+
 // fill reads once, waiting until there is something. An idle connection holds
 // no buffer while it waits, where the platform can wait without one.
 func (rd *reader) fill() error {
@@ -113,7 +117,10 @@ func (rd *reader) fill() error {
 		}
 	} else {
 		rd.ensureBuffer()
-		rd.n, err = c.nc.Read(rd.buf[rd.w:])
+		rd.n = 0
+		for empty := 0; rd.n == 0 && err == nil && empty < maxEmptyReads; empty++ {
+			rd.n, err = c.nc.Read(rd.buf[rd.w:])
+		}
 	}
 	if rd.n > 0 {
 		rd.w += rd.n

@@ -1,0 +1,5 @@
+//go:build !race
+
+package plugwire
+
+const poolSlack = 0
