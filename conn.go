@@ -52,6 +52,7 @@ type Conn struct {
 	lastRole      uint64      // what the monitor saw last
 	quiet         int         // and how often
 	reader        *reader
+	handover      sync.Mutex        // held while a stand-in takes what a reader in a handler leaves
 	serving       slotTable[inCall] // the other side's calls
 	servingCount  atomic.Int64      // of them, those that have not ended
 	servingBytes  atomic.Int64      // and their request bytes

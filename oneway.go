@@ -402,9 +402,10 @@ func (rd *reader) deliver(nt note) (mine bool) {
 
 // noted goes on after a handler that ran inline.
 func (rd *reader) noted() (mine bool) {
+	mine = rd.leave() // first: who takes over looks at the note
 	size := uint64(len(rd.note.payload))
 	rd.note.release()
-	if rd.leave() {
+	if mine {
 		rd.noteBytes += size
 		rd.noteMsgs++
 		return true

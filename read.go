@@ -288,7 +288,7 @@ func (rd *reader) ending(h FrameHeader, b []byte) error {
 		if err != nil {
 			return err
 		}
-		result = &Error{Code: Code(h.Code), Op: "call", Message: string(text), Detail: append([]byte(nil), detail...), notRun: h.Flags&FlagNotRun != 0}
+		result = &Error{Code: errorCode(h.Code), Op: "call", Message: string(text), Detail: append([]byte(nil), detail...), notRun: h.Flags&FlagNotRun != 0}
 	} else {
 		var err error
 		if b, more, err = c.replyPart(e, h, b); err != nil {
@@ -316,6 +316,14 @@ func (rd *reader) ending(h FrameHeader, b []byte) error {
 		p.finish(result)
 	}
 	return nil
+}
+
+// errorCode reads the status of an ERROR, which is never a success.
+func errorCode(status uint16) Code {
+	if status == uint16(OK) {
+		return Unknown
+	}
+	return Code(status)
 }
 
 // replyPart checks a REPLY against what came before it of the same reply.
@@ -469,8 +477,9 @@ func (c *Conn) ensureReader() {
 // takeOver gives the role of a reader that is in a handler to a stand-in, which
 // reads on behind the frame that the handler works on.
 func (c *Conn) takeOver(word uint64) {
-	next := nextRole(word, roleReading)
-	if !c.role.CompareAndSwap(word, next) {
+	c.handover.Lock() // the handler may return at any moment: see leave
+	defer c.handover.Unlock()
+	if !c.role.CompareAndSwap(word, nextRole(word, roleReading)) {
 		return
 	}
 	old, rd := c.reader, newReader(c)

@@ -241,9 +241,16 @@ func (rd *reader) enter(m *method, r *Request) {
 	}
 }
 
-// leave takes the role back, or reports that a stand-in has it.
+// leave takes the role back, or reports that a stand-in has it, and then has
+// also taken what it needs of rd.
 func (rd *reader) leave() bool {
-	return rd.c.role.CompareAndSwap(rd.word, rd.word&^roleMask|roleReading)
+	c := rd.c
+	if c.role.CompareAndSwap(rd.word, rd.word&^roleMask|roleReading) {
+		return true
+	}
+	c.handover.Lock()
+	defer c.handover.Unlock()
+	return false
 }
 
 // handled sends the reply of a handler that ran inline.
