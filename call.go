@@ -132,23 +132,21 @@ func (c *Conn) Do(ctx context.Context, call *Call) error {
 	call.Err = nil
 	c.out.Lock()
 	id, err := c.begin(ctx, p)
+	if err != nil { // before Turn, whose promise would not be kept
+		c.out.Unlock()
+		return c.begunWithError(ctx, p, id, err)
+	}
 	alone := c.expecting.Load() == 1
 	turn := c.out.Turn(alone)
 	c.out.Unlock()
-	if err != nil {
-		return c.begunWithError(p, err)
-	}
 	c.out.FlushTurn(turn)
 	return c.await(ctx, p, id, alone)
 }
 
 // begunWithError sorts out a call that could not be sent in whole.
-func (c *Conn) begunWithError(p *pendingCall, err error) error {
-	if errors.Is(err, errStopped) { // its ending was here first
-		<-p.done
-		err = p.call.Err
-		p.recycle()
-		return err
+func (c *Conn) begunWithError(ctx context.Context, p *pendingCall, id uint32, err error) error {
+	if errors.Is(err, errStopped) { // its ending, or the beginning of a reply, was here first
+		return c.await(ctx, p, id, false)
 	}
 	if p.state.Load() == p.gen<<2|callWaiting {
 		p.recycle() // never had a slot
@@ -208,21 +206,32 @@ func (c *Conn) awaitAll(ctx context.Context, g *callGroup, pending []*pendingCal
 		return
 	case <-ctx.Done():
 	}
-	c.out.Lock()
-	for i, p := range pending {
-		if p != nil && p.abandon() {
-			c.cancelLocked(p, ids[i])
-			p.call.Err = callError(ctx.Err(), p.call.Method, false)
-			pending[i] = nil // never to be used again
-			if g.left.Add(-1) == 0 {
-				g.done <- struct{}{}
+	for {
+		c.out.Lock()
+		for i, p := range pending {
+			if p != nil && p.abandon() {
+				c.cancelLocked(p, ids[i])
+				p.call.Err = callError(ctx.Err(), p.call.Method, false)
+				pending[i] = nil // never to be used again
+				if g.left.Add(-1) == 0 {
+					g.done <- struct{}{}
+				}
 			}
 		}
+		c.out.Unlock()
+		c.out.Flush()
+		select {
+		case <-g.done:
+			return
+		default:
+			time.Sleep(deliveryPause) // into what is left, something is being delivered
+		}
 	}
-	c.out.Unlock()
-	c.out.Flush()
-	<-g.done // what is left is being delivered
 }
+
+// deliveryPause is how long a caller that gives up lets the reader store what it
+// is storing for it, before it tries again.
+const deliveryPause = 20 * time.Microsecond
 
 // callError wraps an error that ended a call on this side.
 func callError(err error, method string, notRun bool) error {
@@ -394,7 +403,6 @@ func (c *Conn) await(ctx context.Context, p *pendingCall, id uint32, alone bool)
 				if c.abandon(p, id) {
 					return callError(ctx.Err(), p.call.Method, false)
 				}
-				<-p.done // it is being delivered
 			}
 		}
 	}
@@ -403,16 +411,28 @@ func (c *Conn) await(ctx context.Context, p *pendingCall, id uint32, alone bool)
 	return err
 }
 
-// abandon gives up a call for its caller and has the other side told.
+// abandon gives up a call for its caller and has the other side told. False
+// means that it has ended meanwhile. While a part of the reply is being stored
+// it is neither: the caller may get away before the next.
 func (c *Conn) abandon(p *pendingCall, id uint32) bool {
-	c.out.Lock()
-	ok := p.abandon()
-	if ok {
-		c.cancelLocked(p, id)
+	for {
+		c.out.Lock()
+		ok := p.abandon()
+		if ok {
+			c.cancelLocked(p, id)
+		}
+		c.out.Unlock()
+		if ok {
+			c.out.Flush()
+			return true
+		}
+		select {
+		case <-p.done:
+			return false
+		default:
+			time.Sleep(deliveryPause)
+		}
 	}
-	c.out.Unlock()
-	c.out.Flush()
-	return ok
 }
 
 // cancelLocked has CANCEL sent for an abandoned call, unless its ending has come.
