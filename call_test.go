@@ -20,7 +20,16 @@ func TestCallEchoesEverySize(t *testing.T) {
 	overTransports(t, func(t *testing.T, transport string) {
 		const frame, message = 8 << 10, 4 << 20
 		limits := Limits{MaxFrame: frame, MaxMessage: message}
+		// Both ways: what is cut small is the request, and then the reply.
 		x, y := pair(t, transport, nil, &Config{Mux: echoMux(nil), Limits: limits})
+		testEchoes(t, x, y, frame, message)
+		x, y = pair(t, transport, &Config{Limits: limits}, serves(echoMux(nil)))
+		testEchoes(t, x, y, frame, message)
+	})
+}
+
+func testEchoes(t *testing.T, x, y *Conn, frame, message int) {
+	for range 2 { // at first by name
 		for _, n := range []int{0, 1, 12, 13, frame - 12, frame - 5, frame - 1, frame, frame + 1, frame + 12, 2 * frame, 2*frame + 1,
 			maxFrame - 1, maxFrame, maxFrame + 1, 3 << 20, message - 1, message} {
 			req := fill(n, uint64(n))
@@ -30,12 +39,12 @@ func TestCallEchoesEverySize(t *testing.T) {
 			}
 		}
 		_, err := x.Call(background, "echo", make([]byte, message+1))
-		wantError(t, err, ResourceExhausted, true)
+		wantError(t, err, ResourceExhausted, x.limits.message == message)
 		if _, err := x.Call(background, "echo", nil); err != nil {
 			t.Errorf("after a request that was too large: %v", err)
 		}
 		accounts(t, x, y)
-	})
+	}
 }
 
 func TestReplyLargerThanTheCallerTakesIsAnErrorThatRan(t *testing.T) {

@@ -261,13 +261,17 @@ func (rd *reader) handled(in *inCall, out []byte, err error) (mine bool) {
 		rd.releaseBuffer()
 		return false
 	}
-	if cap(out) <= maxFrame {
-		rd.reply = out[:0]
-	} else if rd.reply = nil; len(out) > c.limits.frame { // goes out in fragments, with waiting
+	switch n := len(out); {
+	case n > c.limits.frame: // goes out in fragments, with waiting
+		if n <= maxFrame {
+			out = append([]byte(nil), out...) // it may lie in rd's buffers
+		}
 		in.req.release()
 		in.result, in.err, in.ready = out, err, true
 		c.workers.run(in)
 		return true
+	case n > cap(rd.reply): // out itself may be the handler's, which may keep it
+		rd.reply = make([]byte, 0, min(max(n, 2*cap(rd.reply)), maxFrame))
 	}
 	c.respondInline(rd, in, out, err)
 	return true
