@@ -18,6 +18,7 @@ type outNotes struct {
 	handledBytes, handledMsgs uint64 // as the other side has said
 	large                     bool   // a message of several frames is being sent
 	ask                       bool   // CREDIT is to be asked for
+	asked                     uint64 // sentMsgs when that was last decided
 	window                    batch.Gate
 	handled                   batch.Gate
 }
@@ -61,7 +62,7 @@ func (c *Conn) Notify(ctx context.Context, method string, msg []byte) error {
 		if ready {
 			break
 		}
-		again, err := c.notifySlow(ctx, &m)
+		again, err := c.notifySlow(ctx, &m, first)
 		if err != nil || !again {
 			c.out.Unlock()
 			return err
@@ -88,8 +89,10 @@ func (c *Conn) notified() {
 }
 
 // notifySlow does what stands between a message and the buffer: it waits, or
-// sends a large message itself (again is false then).
-func (c *Conn) notifySlow(ctx context.Context, m *message) (again bool, err error) {
+// sends a large message itself (again is false then). first says that it has
+// not been here: it must not pass those who wait for the window, whereas one
+// that has had its turn at the window must not queue up again behind them.
+func (c *Conn) notifySlow(ctx context.Context, m *message, first bool) (again bool, err error) {
 	fail := func(err error) error { return callError(err, m.name, true) }
 	if err := ctx.Err(); err != nil {
 		return false, fail(err)
@@ -102,24 +105,45 @@ func (c *Conn) notifySlow(ctx context.Context, m *message) (again bool, err erro
 			Message: fmt.Sprintf("message of %d bytes, the other side takes %d", len(m.payload), c.limits.message)}
 	}
 	fits := func() bool { return c.notes.fits(len(m.payload), c.limits.oneWay) }
-	if !fits() || !c.notes.window.Empty() {
-		if !c.notes.large {
-			c.notes.ask = true
-			c.out.Signal()
+	if !fits() || first && !c.notes.window.Empty() {
+		c.askCredit()
+		open := func() bool {
+			if fits() || c.life.mayOpen(c) != nil {
+				return true
+			}
+			if c.askCredit() { // who waited before has sent something since
+				c.out.Kick()
+			}
+			return false
 		}
-		if err := c.waitFor(ctx, &c.notes.window, func() bool { return fits() || c.life.mayOpen(c) != nil }); err != nil {
+		if err := c.waitFor(ctx, &c.notes.window, open); err != nil {
 			return false, fail(err)
 		}
 		return true, nil
 	}
-	if m.size() <= c.limits.frame {
-		_, err := c.room(ctx, m.size()+frameHeaderLen)
-		if err != nil {
-			err = fail(err)
-		}
-		return true, err
+	// From here to the first frame the lock is not given up: what is sent after
+	// GOAWAY ack would break the protocol.
+	ok, err := c.room(ctx, min(m.size(), c.limits.frame)+frameHeaderLen)
+	switch {
+	case err != nil:
+		return false, fail(err)
+	case !ok || m.size() <= c.limits.frame:
+		return true, nil
 	}
 	return false, c.notifyLarge(ctx, m)
+}
+
+// askCredit has the other side asked to say when all that was sent is handled,
+// and reports whether that is new. While a large message is being sent it is
+// left to those whom its end wakes.
+func (c *Conn) askCredit() bool {
+	n := &c.notes
+	if n.large || n.asked == n.sentMsgs {
+		return false
+	}
+	n.ask, n.asked = true, n.sentMsgs
+	c.out.Signal()
+	return true
 }
 
 // notifyLarge sends a message of several frames, with which no other mixes.
@@ -413,6 +437,7 @@ func (rd *reader) noted() (mine bool) {
 	c := rd.c
 	rd.releaseBuffer()
 	c.noteHandled(size, 1)
+	c.flushIfDue()
 	c.noteQueue()
 	return false
 }
@@ -475,5 +500,6 @@ func (r *noteRunner) run() { (*Conn)(r).noteQueue() }
 // noteQueued goes on with the queue after a handler that ended its goroutine.
 func (c *Conn) noteQueued() {
 	c.noteHandled(uint64(c.oneWay.running), 1)
+	c.flushIfDue()
 	c.noteQueue()
 }
