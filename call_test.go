@@ -39,7 +39,7 @@ func testEchoes(t *testing.T, x, y *Conn, frame, message int) {
 			}
 		}
 		_, err := x.Call(background, "echo", make([]byte, message+1))
-		wantError(t, err, ResourceExhausted, x.limits.message == message)
+		wantCode(t, err, ResourceExhausted, x.limits.message == message)
 		if _, err := x.Call(background, "echo", nil); err != nil {
 			t.Errorf("after a request that was too large: %v", err)
 		}
@@ -53,7 +53,7 @@ func TestReplyLargerThanTheCallerTakesIsAnErrorThatRan(t *testing.T) {
 		m.HandleFunc("big", func(context.Context, []byte) ([]byte, error) { return make([]byte, 8<<10+1), nil })
 		x, y := pair(t, transport, &Config{Limits: Limits{MaxMessage: 8 << 10}}, serves(m))
 		_, err := x.Call(background, "big", nil)
-		wantError(t, err, ResourceExhausted, false)
+		wantCode(t, err, ResourceExhausted, false)
 		if err := checkCall(background, x, 100, 1); err != nil {
 			t.Error(err)
 		}
@@ -86,7 +86,7 @@ func TestUnknownMethod(t *testing.T) {
 		// Possibly before the table has arrived, and certainly after it.
 		for range 2 {
 			_, err := x.Call(background, "nothing", nil)
-			wantError(t, err, Unimplemented, true)
+			wantCode(t, err, Unimplemented, true)
 			if err == nil || !strings.Contains(err.Error(), "nothing") {
 				t.Errorf("the error does not name the method: %v", err)
 			}
@@ -123,7 +123,7 @@ func TestUnknownMethod(t *testing.T) {
 		m.Fallback(nil)
 		until(t, "the end of the fallback", func() bool { return !x.theirs.Load().fallback })
 		_, err := x.Call(background, "anything", nil)
-		wantError(t, err, Unimplemented, true)
+		wantCode(t, err, Unimplemented, true)
 	})
 }
 
@@ -131,7 +131,7 @@ func TestCallsToASideThatServesNothing(t *testing.T) {
 	overTransports(t, func(t *testing.T, transport string) {
 		x, _ := pair(t, transport, nil, nil)
 		_, err := x.Call(background, "echo", nil)
-		wantError(t, err, Unimplemented, true)
+		wantCode(t, err, Unimplemented, true)
 	})
 }
 
@@ -212,7 +212,7 @@ func TestSlotLimitMakesCallersWait(t *testing.T) {
 				ctx, cancel := context.WithTimeout(background, 20*time.Millisecond)
 				_, err := x.Call(ctx, "echo", nil)
 				cancel()
-				wantError(t, err, DeadlineExceeded, true)
+				wantCode(t, err, DeadlineExceeded, true)
 				if !errors.Is(err, context.DeadlineExceeded) {
 					t.Errorf("not the context's error: %v", err)
 				}

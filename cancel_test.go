@@ -137,7 +137,7 @@ func TestDeadlineTravels(t *testing.T) {
 			before := x.Stats().CallsSent
 			_, err = x.Call(past, "left", make([]byte, size))
 			cancel()
-			wantError(t, err, DeadlineExceeded, true)
+			wantCode(t, err, DeadlineExceeded, true)
 			if x.Stats().CallsSent != before {
 				t.Error("a call was sent though its deadline had passed")
 			}
@@ -145,8 +145,8 @@ func TestDeadlineTravels(t *testing.T) {
 		gone, cancel := context.WithCancel(background)
 		cancel()
 		_, err = x.Call(gone, "left", nil)
-		wantError(t, err, Canceled, true)
-		wantError(t, x.Notify(gone, "left", nil), Canceled, true)
+		wantCode(t, err, Canceled, true)
+		wantCode(t, x.Notify(gone, "left", nil), Canceled, true)
 	})
 }
 
@@ -171,7 +171,7 @@ func TestCancelInTheMiddleOfARequest(t *testing.T) {
 			for i := range 4 {
 				wg.Go(func() {
 					_, err := x.Call(ctx, "check", sealed(8<<20, uint64(i)))
-					wantError(t, err, Canceled, true)
+					wantCode(t, err, Canceled, true)
 				})
 			}
 			until(t, "requests to be stuck", func() bool {
@@ -272,20 +272,17 @@ func TestCancelWhileAReplyArrivesInPieces(t *testing.T) {
 		b := appendFrameHeader(nil, FrameHeader{Type: FrameReply, Flags: FlagBack | FlagBegin | FlagMore, ID: h.ID, Length: 4 + part})
 		b = append(b, 0, 0, 0x10, 0) // 1 MiB in all
 		peer.send(append(b, make([]byte, part)...))
-		until(t, "the first part", func() bool {
-			e := x.calls.at(h.ID)
-			return e.pending.Load().state.Load()&3 == callWaiting && x.readBytes.Load() > part
-		})
+		e := x.calls.at(h.ID)
+		until(t, "the first part", func() bool { return e.state.Load() == callWaiting && x.readBytes.Load() > part })
 		// As the reader does, for the time that it takes to store a fragment.
-		p, gen := x.calls.at(h.ID).pending.Load(), x.calls.at(h.ID).gen
-		if !p.claim(gen) {
+		if !e.claim() {
 			t.Fatal("cannot claim the call")
 		}
 		cancel()
-		time.AfterFunc(20*time.Millisecond, func() { p.unclaim(gen) })
+		time.AfterFunc(20*time.Millisecond, func() { e.state.Store(callWaiting) })
 		select {
 		case err := <-done:
-			wantError(t, err, Canceled, false)
+			wantCode(t, err, Canceled, false)
 		case <-time.After(5 * time.Second):
 			t.Error("the cancelled caller still waits")
 		}

@@ -24,8 +24,9 @@ type Conn struct {
 	mux     *Mux // what this side serves; never nil
 	peer    *Peer
 	theirs  atomic.Pointer[peerMethods]
-	limits  limits // announced by the other side: what this side may send
-	version int    // of the application's protocol
+	recent  atomic.Pointer[peerMethod] // the last one called: often the next one too
+	limits  limits                     // announced by the other side: what this side may send
+	version int                        // of the application's protocol
 
 	// What is sent, and the lock that guards the opener's state: see call.go
 	// and oneway.go. Under it nothing blocks and no user code runs.
@@ -35,24 +36,27 @@ type Conn struct {
 	used     uint32             // slots that were ever used
 	reserved int                // request bytes of this side's calls in flight
 	admit    batch.Gate         // calls that wait for a slot or for request bytes
+	starved  atomic.Int64       // how many, from before they look for ended calls
 	notes    outNotes           // this side's one-way messages
 	life     lifecycle          // what may still be opened, and by whom
 	cancels  []uint32           // slots whose CANCEL is to be sent
-	announce bool               // METHODS is to be sent
-	pong     bool               // PONG is to be sent
-	pingData [8]byte            // what it returns
-	pings    map[uint64]chan struct{}
-	pingLast uint64
-	pingSend bool
+
+	callsSent, callsServed uint64
+	announce               bool    // METHODS is to be sent
+	pong                   bool    // PONG is to be sent
+	pingData               [8]byte // what it returns
+	pings                  map[uint64]chan struct{}
+	pingLast               uint64
+	pingSend               bool
 
 	// What is received: see read.go for who may touch what. Fields without
 	// atomics belong to the holder of the reading role.
 	role          atomic.Uint64
 	watched       atomic.Bool // the monitor looks at role
+	taking        sync.Mutex  // held while a stand-in takes the role
 	lastRole      uint64      // what the monitor saw last
 	quiet         int         // and how often
 	reader        *reader
-	handover      sync.Mutex        // held while a stand-in takes what a reader in a handler leaves
 	serving       slotTable[inCall] // the other side's calls
 	servingCount  atomic.Int64      // of them, those that have not ended
 	servingBytes  atomic.Int64      // and their request bytes
@@ -74,8 +78,6 @@ type Conn struct {
 	onEnd   func()        // the server's bookkeeping
 
 	reads, readBytes atomic.Uint64
-	callsSent        atomic.Uint64
-	callsServed      atomic.Uint64
 }
 
 // NewConn runs the dialling side of the handshake on nc, within ctx and
@@ -178,7 +180,7 @@ func (c *Conn) appendControl(b []byte) []byte {
 		b = appendMethods(b, c.mux.table.Load(), c.limits.frame)
 	}
 	for _, id := range c.cancels {
-		if e := c.calls.at(id); e.cancel {
+		if e := c.calls.at(id); e.cancel { // its ending has not come meanwhile
 			e.cancel = false
 			b = appendFrameHeader(b, FrameHeader{Type: FrameCancel, ID: id})
 		}
@@ -240,7 +242,7 @@ type Stats struct {
 func (c *Conn) Stats() Stats {
 	c.out.Lock()
 	defer c.out.Unlock()
-	return Stats{CallsSent: c.callsSent.Load(), CallsServed: c.callsServed.Load(),
+	return Stats{CallsSent: c.callsSent, CallsServed: c.callsServed,
 		BytesWritten: c.out.Sent(), Writes: c.out.Writes(), BytesRead: c.readBytes.Load(), Reads: c.reads.Load()}
 }
 
@@ -265,12 +267,11 @@ func (c *Conn) endCalls(err error) {
 		c.life.ended, c.life.refuses = true, true
 		flushing := errors.Is(err, net.ErrClosed) // Close still sends what was accepted
 		c.calls.all(func(id uint32, e *outCall) {
-			p := e.pending.Load()
-			if p == nil || !p.claim(e.gen) {
+			if !e.claim() {
 				return
 			}
 			notRun := !e.whole || !flushing && e.end > c.out.Sent()
-			p.finish(&Error{Code: Unavailable, Op: "call", Addr: p.call.Method, Err: err, notRun: notRun})
+			e.finish(&Error{Code: Unavailable, Op: "call", Addr: e.call.Method, Err: err, notRun: notRun})
 		})
 		c.openGates()
 		for _, ch := range c.pings {

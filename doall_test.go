@@ -45,11 +45,11 @@ func TestDoAll(t *testing.T) {
 				prefix := fmt.Appendf(nil, "%d:", i)
 				switch {
 				case c.Method == "fail":
-					wantError(t, c.Err, 500, false)
+					wantCode(t, c.Err, 500, false)
 				case c.Method == "missing":
-					wantError(t, c.Err, Unimplemented, true)
+					wantCode(t, c.Err, Unimplemented, true)
 				case len(c.Request) > 2<<20:
-					wantError(t, c.Err, ResourceExhausted, true)
+					wantCode(t, c.Err, ResourceExhausted, true)
 				case c.Err != nil || !bytes.Equal(c.Reply, append(prefix, c.Request...)):
 					t.Fatalf("call %d of %d: reply of %d bytes, %v", i, n, len(c.Reply), c.Err)
 				}

@@ -15,7 +15,7 @@ const (
 // peerMethods is what the other side serves, as far as it has said. It is
 // immutable once callers can see it.
 type peerMethods struct {
-	byName   map[string]uint16
+	byName   map[string]*peerMethod
 	names    []string // in the order announced
 	fallback bool     // names that are not listed may be called by name
 }
@@ -50,7 +50,13 @@ func setFrameLength(dst []byte, start int) {
 	binary.LittleEndian.PutUint32(dst[start:], uint32(len(dst)-start-frameHeaderLen))
 }
 
-// parseMethods adds the entries of one METHODS payload to p.
+// peerMethod is one of them.
+type peerMethod struct {
+	name   string
+	number uint16
+}
+
+// parse adds the entries of one METHODS payload to p.
 func (p *peerMethods) parse(b []byte) error {
 	f := fieldReader{b: b}
 	for len(f.b) > 0 {
@@ -66,15 +72,15 @@ func (p *peerMethods) parse(b []byte) error {
 			return fmt.Errorf("plugwire: method table entry %d %q", number, name)
 		}
 		if old, ok := p.byName[name]; ok {
-			if old != uint16(number) {
-				return fmt.Errorf("plugwire: method %q renumbered from %d to %d", name, old, number)
+			if old.number != uint16(number) {
+				return fmt.Errorf("plugwire: method %q renumbered from %d to %d", name, old.number, number)
 			}
 			continue
 		}
 		if len(p.names) == maxMethods {
 			return fmt.Errorf("plugwire: more than %d methods", maxMethods)
 		}
-		p.byName[name] = uint16(number)
+		p.byName[name] = &peerMethod{name, uint16(number)}
 		p.names = append(p.names, name)
 	}
 	return nil
@@ -93,7 +99,7 @@ func (c *Conn) announceMethods() {
 func (c *Conn) readMethods(h FrameHeader, b []byte) error {
 	p := c.methodsComing
 	if p == nil {
-		p = &peerMethods{byName: make(map[string]uint16)}
+		p = &peerMethods{byName: make(map[string]*peerMethod)}
 		if old := c.theirs.Load(); old != nil {
 			for name, n := range old.byName {
 				p.byName[name] = n
@@ -124,9 +130,13 @@ func (c *Conn) Methods() []string {
 // methodNumber finds the number to call a method by. 0 means by name: the
 // other side's table is still on its way, or it has a fallback.
 func (c *Conn) methodNumber(name string) (uint16, error) {
+	if m := c.recent.Load(); m != nil && m.name == name {
+		return m.number, nil
+	}
 	if p := c.theirs.Load(); p != nil {
-		if n, ok := p.byName[name]; ok {
-			return n, nil
+		if m := p.byName[name]; m != nil {
+			c.recent.Store(m)
+			return m.number, nil
 		}
 		if !p.fallback {
 			return 0, &Error{Code: Unimplemented, Op: "call", Addr: name, Message: "the other side has no such method", notRun: true}

@@ -56,12 +56,7 @@ func (c *Conn) Notify(ctx context.Context, method string, msg []byte) error {
 	c.out.Lock()
 	m := message{kind: FrameNotify, code: code, name: method, payload: msg}
 	size := m.size()
-	for first := true; ; first = false {
-		ready := c.notes.fits(len(msg), c.limits.oneWay) && (!first || c.notes.window.Empty()) && !c.life.refuses &&
-			size <= c.limits.frame && c.out.HasRoom(size+frameHeaderLen) && ctx.Err() == nil
-		if ready {
-			break
-		}
+	for first := true; !c.mayNotify(ctx, size, len(msg), first); first = false {
 		again, err := c.notifySlow(ctx, &m, first)
 		if err != nil || !again {
 			c.out.Unlock()
@@ -73,6 +68,13 @@ func (c *Conn) Notify(ctx context.Context, method string, msg []byte) error {
 	c.notes.sentMsgs++
 	c.notified()
 	return nil
+}
+
+// mayNotify reports whether nothing stands against a one-way message. Who has
+// not waited yet lets those go first who have.
+func (c *Conn) mayNotify(ctx context.Context, size, payload int, first bool) bool {
+	return !c.life.refuses && size <= c.limits.frame && c.notes.fits(payload, c.limits.oneWay) &&
+		(!first || c.notes.window.Empty()) && c.out.HasRoom(size+frameHeaderLen) && ctx.Err() == nil
 }
 
 // notified has what was queued sent: by this goroutine when it is worth a
@@ -311,20 +313,12 @@ func (rd *reader) notify(h FrameHeader, b []byte) (mine bool, err error) {
 	switch {
 	case h.ID != 0:
 		return true, fmt.Errorf("plugwire: NOTIFY in slot %d", h.ID)
-	case h.Flags&FlagMeta != 0:
-		return true, errNoMetadata
 	case n.large.total > 0:
 		return rd.notifyPart(h, b)
-	case h.Flags&(FlagBegin|FlagMore) == FlagMore:
-		return true, errNoBegin
 	case c.life.acked.Load():
 		return true, fmt.Errorf("plugwire: NOTIFY after GOAWAY ack")
 	}
-	pre, payload, err := parsePrefix(h, b, c.cfg.Limits.MaxMessage)
-	if err != nil {
-		return true, err
-	}
-	m, err := c.lookUp(h, pre.name)
+	pre, payload, m, err := c.opening(h, b)
 	if err != nil {
 		return true, err
 	}
@@ -418,18 +412,21 @@ func (rd *reader) deliver(nt note) (mine bool) {
 		c.workers.run((*noteRunner)(c))
 		return true
 	}
-	rd.note = Request{conn: c, method: nt.method, name: nt.name, payload: nt.payload}
-	rd.enter(nt.method, &rd.note)
-	invoke(nt.method, &rd.note, rd.reply[:0])
+	rd.in = nil
+	r := &rd.note
+	r.conn, r.method, r.name, r.payload = c, nt.method, nt.name, nt.payload
+	rd.noteSize = len(nt.payload)
+	room := rd.replyRoom()
+	rd.enter(nt.method, r)
+	invoke(nt.method, r, room)
 	return rd.noted()
 }
 
 // noted goes on after a handler that ran inline.
 func (rd *reader) noted() (mine bool) {
-	mine = rd.leave() // first: who takes over looks at the note
-	size := uint64(len(rd.note.payload))
+	size := uint64(rd.noteSize)
 	rd.note.release()
-	if mine {
+	if rd.leave() {
 		rd.noteBytes += size
 		rd.noteMsgs++
 		return true

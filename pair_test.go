@@ -340,8 +340,8 @@ func accounts(t testing.TB, conns ...*Conn) {
 	}
 }
 
-// wantError fails the test unless err has the code and says so of NotRun.
-func wantError(t testing.TB, err error, code Code, notRun bool) {
+// wantCode fails the test unless err has the code and says so of NotRun.
+func wantCode(t testing.TB, err error, code Code, notRun bool) {
 	t.Helper()
 	var e *Error
 	if !errors.As(err, &e) || e.Code != code || NotRun(err) != notRun {

@@ -47,21 +47,28 @@ type reader struct {
 	buf  *readBuffer // nil while there is nothing in it
 	r, w int
 
-	freed     []uint32 // slots whose calls have ended
-	noteBytes uint64   // one-way messages handled inline
+	endings   int64  // of own calls, taken in since the last settling
+	noteBytes uint64 // one-way messages handled inline since then
 	noteMsgs  uint64
-	made      int // replies since the last flush, and their bytes
-	madeBytes int
-	congested bool   // replies do not leave fast enough
-	served    bool   // frames of the other side's calls and messages were among the last ones
-	delivered bool   // endings of own calls were
-	reply     []byte // what inline handlers append to
-	word      uint64 // the role word while a handler runs
-	current   *method
-	note      Request // the one-way message that is handled inline
-	readFunc  func(fd uintptr) bool
-	n         int // results of readFunc
-	err       error
+	delivered bool // the last frames had endings of own calls
+	served    bool // or calls and messages of the other side's
+
+	out       []byte // frames that end calls whose handlers ran inline
+	put       int    // how many
+	made      int    // how many have been made since the last flush
+	congested bool   // they do not leave fast enough
+
+	// Of the handler that runs inline.
+	word     uint64 // the role word meanwhile
+	current  *method
+	in       *inCall // or nil: note
+	note     Request
+	noteSize int
+
+	// Of fill.
+	readFunc func(fd uintptr) bool
+	n        int
+	err      error
 }
 
 func newReader(c *Conn) *reader {
@@ -271,7 +278,10 @@ func (rd *reader) controlFrame(h FrameHeader, b []byte) error {
 func (rd *reader) ending(h FrameHeader, b []byte) error {
 	c := rd.c
 	e := c.calls.at(h.ID)
-	if e == nil || e.pending.Load() == nil {
+	if e == nil || e.state.Load() == callIdle {
+		if c.ended.Load() {
+			return nil // this side has just closed
+		}
 		return fmt.Errorf("plugwire: %v in slot %d, where nothing was asked", h.Type, h.ID)
 	}
 	if h.Flags&FlagBack == 0 {
@@ -280,42 +290,64 @@ func (rd *reader) ending(h FrameHeader, b []byte) error {
 	if h.Flags&FlagMeta != 0 {
 		return errNoMetadata
 	}
-	p, gen := e.pending.Load(), e.gen
-	var result error
+	var failed *Error
 	more := false
 	if h.Type == FrameError {
 		text, detail, err := parseErrorPayload(b)
 		if err != nil {
 			return err
 		}
-		result = &Error{Code: errorCode(h.Code), Op: "call", Message: string(text), Detail: append([]byte(nil), detail...), notRun: h.Flags&FlagNotRun != 0}
-	} else {
+		failed = &Error{Code: errorCode(h.Code), Op: "call", Message: string(text), Detail: append([]byte(nil), detail...), notRun: h.Flags&FlagNotRun != 0}
+	} else if h.Flags&(FlagBegin|FlagMore) != 0 || e.total > 0 {
 		var err error
 		if b, more, err = c.replyPart(e, h, b); err != nil {
 			return err
 		}
 	}
-	claimed := p.claim(gen) // else the caller has gone, and the reply is dropped
-	if claimed && h.Type == FrameReply {
-		p.call.Reply = appendGrown(p.call.Reply, b, e.total-e.got)
-	}
-	if more {
-		if claimed {
-			p.unclaim(gen)
+	if !e.claim() {
+		if !more {
+			rd.dropEnding(h.ID, e)
 		}
 		return nil
 	}
+	if failed == nil {
+		e.call.Reply = appendGrown(e.call.Reply, b, e.total-e.got)
+	}
+	if more {
+		e.state.Store(callWaiting)
+		return nil
+	}
 	e.got, e.total = 0, 0
-	e.pending.Store(nil)
-	rd.freed = append(rd.freed, h.ID)
-	rd.delivered = true
-	if claimed {
-		if err, ok := result.(*Error); ok {
-			err.Addr = p.call.Method
+	rd.endings++
+	g := e.group
+	if failed != nil {
+		failed.Addr = e.call.Method
+		e.finish(failed)
+	} else {
+		e.finish(nil)
+	}
+	if g != nil && c.starved.Load() > 0 {
+		c.out.Lock()
+		if e.group == g && e.state.Load() == callIdle {
+			c.freeSlot(h.ID, e)
 		}
-		p.finish(result)
+		c.out.Unlock()
 	}
 	return nil
+}
+
+// dropEnding takes in the ending of a call whose caller has gone.
+func (rd *reader) dropEnding(id uint32, e *outCall) {
+	e.got, e.total = 0, 0
+	if !e.state.CompareAndSwap(callAbandoned, callIdle) {
+		return // the connection has been closed, which ended it
+	}
+	rd.endings++
+	c := rd.c
+	c.out.Lock()
+	e.cancel = false
+	c.freeSlot(id, e)
+	c.out.Unlock()
 }
 
 // errorCode reads the status of an ERROR, which is never a success.
@@ -330,12 +362,6 @@ func errorCode(status uint16) Code {
 func (c *Conn) replyPart(e *outCall, h FrameHeader, b []byte) (part []byte, more bool, err error) {
 	more = h.Flags&FlagMore != 0
 	if e.total == 0 {
-		if h.Flags&(FlagBegin|FlagMore) == 0 {
-			if len(b) > c.cfg.Limits.MaxMessage {
-				err = fmt.Errorf("plugwire: REPLY of %d bytes, MaxMessage is %d", len(b), c.cfg.Limits.MaxMessage)
-			}
-			return b, false, err
-		}
 		if h.Flags&FlagBegin == 0 {
 			return nil, false, errNoBegin
 		}
@@ -360,25 +386,23 @@ var (
 	errBeginTwice = errors.New("plugwire: BEGIN inside a message")
 )
 
-// settle does what was put off while frames were taken in: slots become free,
-// credit is due, replies leave.
+// settle does what was put off while frames were taken in: credit is due,
+// replies leave.
 func (rd *reader) settle() {
 	c := rd.c
-	if len(rd.freed) > 0 {
-		c.out.Lock()
-		for _, id := range rd.freed {
-			if e := c.calls.at(id); e.whole {
-				c.freeSlot(id, e)
-			} else {
-				e.answered = true
-			}
-		}
-		c.out.Unlock()
-		rd.freed = rd.freed[:0]
+	if rd.endings > 0 {
+		c.expecting.Add(-rd.endings)
+		rd.endings = 0
+		rd.delivered = true
 	}
 	rd.settleNotes()
-	rd.made, rd.madeBytes = 0, 0
-	c.out.Flush()
+	rd.putReplies()
+	if rd.made > 0 {
+		rd.made = 0
+		c.out.Flush()
+	} else {
+		c.out.FlushControl()
+	}
 }
 
 func (rd *reader) settleNotes() {
@@ -409,10 +433,10 @@ func (c *Conn) freeRole() bool {
 	return c.expecting.Load() == 0 || !c.role.CompareAndSwap(word, nextRole(word, roleReading))
 }
 
-// borrow has the caller of p, the only one in flight, read its reply itself: it
+// borrow has the caller of e, the only one in flight, read its reply itself: it
 // saves two changes of goroutine. It reports whether the call has ended; when
 // not, a reader's goroutine reads and the caller waits like any other.
-func (c *Conn) borrow(p *pendingCall) bool {
+func (c *Conn) borrow(e *outCall) bool {
 	word := c.role.Load()
 	if c.raw == nil || word&roleMask != roleFree || !c.role.CompareAndSwap(word, nextRole(word, roleBorrowed)) {
 		return false
@@ -429,7 +453,7 @@ func (c *Conn) borrow(p *pendingCall) bool {
 		}
 		if v == needMore {
 			select {
-			case <-p.done:
+			case <-e.done:
 				rd.settle()
 				if rd.w == rd.r {
 					rd.releaseBuffer()
@@ -477,8 +501,8 @@ func (c *Conn) ensureReader() {
 // takeOver gives the role of a reader that is in a handler to a stand-in, which
 // reads on behind the frame that the handler works on.
 func (c *Conn) takeOver(word uint64) {
-	c.handover.Lock() // the handler may return at any moment: see leave
-	defer c.handover.Unlock()
+	c.taking.Lock()
+	defer c.taking.Unlock()
 	if !c.role.CompareAndSwap(word, nextRole(word, roleReading)) {
 		return
 	}
@@ -487,9 +511,12 @@ func (c *Conn) takeOver(word uint64) {
 		rd.ensureBuffer()
 		rd.w = copy(rd.buf[:], old.buf[old.r:old.w])
 	}
-	rd.freed, old.freed = old.freed, nil
-	rd.noteBytes, rd.noteMsgs = old.noteBytes, old.noteMsgs
-	if old.note.conn != nil {
+	rd.endings, rd.noteBytes, rd.noteMsgs = old.endings, old.noteBytes, old.noteMsgs
+	rd.made = old.made
+	old.putReplies() // the handler writes behind them
+	if old.in != nil {
+		c.keep(old.in)
+	} else {
 		c.oneWay.busy.Store(true) // its goroutine handles the messages that follow
 	}
 	c.caught(old.current)

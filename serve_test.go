@@ -90,7 +90,7 @@ func TestALoneBadHandlerHarmsNoOtherCall(t *testing.T) {
 					t.Errorf("%s: %v", bad, err)
 				}
 			default:
-				wantError(t, err, Internal, false)
+				wantCode(t, err, Internal, false)
 			}
 		}
 		accounts(t, x, y)
@@ -117,7 +117,7 @@ func TestAThousandPanicsAndExits(t *testing.T) {
 			wg.Go(func() {
 				for range 1000 / 8 {
 					_, err := x.Call(background, "bad", nil)
-					wantError(t, err, Internal, false)
+					wantCode(t, err, Internal, false)
 					if err := x.Notify(background, "bad", nil); err != nil {
 						t.Error(err)
 					}

@@ -277,6 +277,17 @@ func (w *Writer) FlushTurn(t Turn) {
 	}
 }
 
+// FlushControl is Flush when Control has something to append, for a goroutine
+// that has appended nothing itself.
+func (w *Writer) FlushControl() {
+	w.mu.Lock()
+	due := w.control
+	w.mu.Unlock()
+	if due {
+		w.Flush()
+	}
+}
+
 // Flush, called without the lock, writes what is pending unless somebody else
 // is writing. It never waits: what the connection does not take at once is
 // left to the Writer's goroutine, and so is what comes in during two batches.
