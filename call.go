@@ -250,7 +250,9 @@ func (c *Conn) begin(ctx context.Context, call *Call, g *callGroup) (uint32, *ou
 	c.reserved += e.cost
 	c.callsSent++
 	m.id = id
-	if m.size() <= c.limits.frame {
+	if code != 0 && m.deadline.IsZero() && len(call.Request) <= c.limits.frame {
+		c.out.Put(append(appendHeader(c.out.Buffer(), FrameCall, 0, code, id, len(call.Request)), call.Request...))
+	} else if m.size() <= c.limits.frame {
 		c.out.Put(m.append(c.out.Buffer(), len(m.payload)))
 	} else if sent, err := c.beginLarge(ctx, e, &m); !sent {
 		return 0, nil, err

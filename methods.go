@@ -96,7 +96,7 @@ func (c *Conn) announceMethods() {
 }
 
 // readMethods takes in a METHODS frame. The reader calls it.
-func (c *Conn) readMethods(h FrameHeader, b []byte) error {
+func (c *Conn) readMethods(h *FrameHeader, b []byte) error {
 	p := c.methodsComing
 	if p == nil {
 		p = &peerMethods{byName: make(map[string]*peerMethod)}

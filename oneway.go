@@ -53,17 +53,24 @@ func (c *Conn) Notify(ctx context.Context, method string, msg []byte) error {
 	if err != nil {
 		return err
 	}
+	size := len(msg)
+	if code == 0 {
+		size += 1 + len(method)
+	}
 	c.out.Lock()
-	m := message{kind: FrameNotify, code: code, name: method, payload: msg}
-	size := m.size()
 	for first := true; !c.mayNotify(ctx, size, len(msg), first); first = false {
+		m := message{kind: FrameNotify, code: code, name: method, payload: msg}
 		again, err := c.notifySlow(ctx, &m, first)
 		if err != nil || !again {
 			c.out.Unlock()
 			return err
 		}
 	}
-	c.out.Put(m.append(c.out.Buffer(), len(msg)))
+	b := appendHeader(c.out.Buffer(), FrameNotify, 0, code, 0, size)
+	if code == 0 {
+		b = append(append(b, byte(len(method))), method...)
+	}
+	c.out.Put(append(b, msg...))
 	c.notes.sentBytes += uint64(len(msg))
 	c.notes.sentMsgs++
 	c.notified()
@@ -306,7 +313,7 @@ func (c *Conn) creditAsked() {
 }
 
 // notify takes in a NOTIFY frame; mine is false when the role was taken over.
-func (rd *reader) notify(h FrameHeader, b []byte) (mine bool, err error) {
+func (rd *reader) notify(h *FrameHeader, b []byte) (mine bool, err error) {
 	c := rd.c
 	n := &c.oneWay
 	rd.served = true
@@ -318,6 +325,12 @@ func (rd *reader) notify(h FrameHeader, b []byte) (mine bool, err error) {
 	case c.life.acked.Load():
 		return true, fmt.Errorf("plugwire: NOTIFY after GOAWAY ack")
 	}
+	if t := c.mux.table.Load(); h.Flags == 0 && h.Code > 0 && int(h.Code) <= len(t.methods) { // as is usual
+		if err := c.noteArrived(len(b)); err != nil {
+			return true, err
+		}
+		return rd.deliver(t.methods[h.Code-1], "", b), nil
+	}
 	pre, payload, m, err := c.opening(h, b)
 	if err != nil {
 		return true, err
@@ -325,22 +338,22 @@ func (rd *reader) notify(h FrameHeader, b []byte) (mine bool, err error) {
 	if err := c.noteArrived(max(pre.total, len(payload))); err != nil {
 		return true, err
 	}
-	nt := note{method: m, payload: payload}
+	name := ""
 	if m == nil || m.number == 0 {
-		nt.name = string(pre.name)
+		name = string(pre.name)
 	}
 	if pre.total > 0 {
-		n.largeNote = nt
+		n.largeNote = note{method: m, name: name}
 		n.large.total = pre.total
 		n.large.buf = appendGrown(n.spare[:0], payload, pre.total-len(payload))
 		n.spare = nil
 		return true, nil
 	}
-	return rd.deliver(nt), nil
+	return rd.deliver(m, name, payload), nil
 }
 
 // notifyPart takes in a further fragment of a one-way message.
-func (rd *reader) notifyPart(h FrameHeader, b []byte) (mine bool, err error) {
+func (rd *reader) notifyPart(h *FrameHeader, b []byte) (mine bool, err error) {
 	n := &rd.c.oneWay
 	if h.Flags&^FlagMore != 0 {
 		return true, errBeginTwice
@@ -352,7 +365,7 @@ func (rd *reader) notifyPart(h FrameHeader, b []byte) (mine bool, err error) {
 	nt := n.largeNote
 	nt.payload = n.large.buf
 	n.large, n.largeNote = assembly{}, note{}
-	if mine = rd.deliver(nt); mine && !n.busy.Load() && cap(nt.payload) <= spareBytes {
+	if mine = rd.deliver(nt.method, nt.name, nt.payload); mine && !n.busy.Load() && cap(nt.payload) <= spareBytes {
 		n.spare = nt.payload // handled: the next one may use its buffer
 	}
 	return mine, nil
@@ -395,30 +408,30 @@ func (c *Conn) noteArrived(size int) error {
 
 // deliver runs a message's handler, behind those of the messages before it:
 // inline, or by the queue.
-func (rd *reader) deliver(nt note) (mine bool) {
+func (rd *reader) deliver(m *method, name string, payload []byte) (mine bool) {
 	c := rd.c
 	n := &c.oneWay
-	if n.busy.Load() && c.enqueue(nt) {
+	if n.busy.Load() && c.enqueue(note{m, name, payload}) {
 		return true
 	}
-	if nt.method == nil { // nobody there, and nobody to tell
-		rd.noteBytes += uint64(len(nt.payload))
+	if m == nil { // nobody there, and nobody to tell
+		rd.noteBytes += uint64(len(payload))
 		rd.noteMsgs++
 		return true
 	}
-	if !c.statsOf(nt.method).inline() {
+	if !c.statsOf(m).inline() {
 		n.busy.Store(true)
-		c.enqueue(nt)
+		c.enqueue(note{m, name, payload})
 		c.workers.run((*noteRunner)(c))
 		return true
 	}
 	rd.in = nil
 	r := &rd.note
-	r.conn, r.method, r.name, r.payload = c, nt.method, nt.name, nt.payload
-	rd.noteSize = len(nt.payload)
+	r.conn, r.method, r.name, r.payload = c, m, name, payload
+	rd.noteSize = len(payload)
 	room := rd.replyRoom()
-	rd.enter(nt.method, r)
-	invoke(nt.method, r, room)
+	rd.enter(m, r)
+	invoke(m, r, room)
 	return rd.noted()
 }
 

@@ -44,6 +44,7 @@ var readBuffers = sync.Pool{New: func() any { return new(readBuffer) }}
 // stand-in gets a new one.
 type reader struct {
 	c    *Conn
+	head FrameHeader // of the frame at hand
 	buf  *readBuffer // nil while there is nothing in it
 	r, w int
 
@@ -184,7 +185,11 @@ func (rd *reader) process(borrowed bool) verdict {
 			return needMore
 		}
 		b := rd.buf[rd.r:rd.w]
-		h := decodeFrameHeader(b)
+		// The header is read and passed field by field: a copy of the struct
+		// would wait for the stores of its parts.
+		h := &rd.head
+		h.Length, h.Type, h.Flags = binary.LittleEndian.Uint32(b), FrameType(b[4]), FrameFlags(b[5])
+		h.Code, h.ID = binary.LittleEndian.Uint16(b[6:]), binary.LittleEndian.Uint32(b[8:])
 		err := h.check()
 		if err == nil && uint64(h.Length) > uint64(c.cfg.Limits.MaxFrame) {
 			err = fmt.Errorf("plugwire: %v of %d bytes, MaxFrame is %d", h.Type, h.Length, c.cfg.Limits.MaxFrame)
@@ -226,7 +231,7 @@ func (rd *reader) process(borrowed bool) verdict {
 }
 
 // controlFrame takes in the frames that are no messages.
-func (rd *reader) controlFrame(h FrameHeader, b []byte) error {
+func (rd *reader) controlFrame(h *FrameHeader, b []byte) error {
 	c := rd.c
 	switch h.Type {
 	case FrameMethods:
@@ -275,7 +280,7 @@ func (rd *reader) controlFrame(h FrameHeader, b []byte) error {
 }
 
 // ending takes in a REPLY or ERROR.
-func (rd *reader) ending(h FrameHeader, b []byte) error {
+func (rd *reader) ending(h *FrameHeader, b []byte) error {
 	c := rd.c
 	e := c.calls.at(h.ID)
 	if e == nil || e.state.Load() == callIdle {
@@ -359,7 +364,7 @@ func errorCode(status uint16) Code {
 }
 
 // replyPart checks a REPLY against what came before it of the same reply.
-func (c *Conn) replyPart(e *outCall, h FrameHeader, b []byte) (part []byte, more bool, err error) {
+func (c *Conn) replyPart(e *outCall, h *FrameHeader, b []byte) (part []byte, more bool, err error) {
 	more = h.Flags&FlagMore != 0
 	if e.total == 0 {
 		if h.Flags&FlagBegin == 0 {

@@ -126,7 +126,8 @@ func getLarge() []byte {
 
 func putLarge(b []byte) {
 	if cap(b) > maxFrame && cap(b) <= maxLarge {
-		larges.Put(&b)
+		held := b // b itself must not escape
+		larges.Put(&held)
 	}
 }
 
@@ -140,7 +141,7 @@ func putCopy(b *[]byte) {
 
 // lookUp finds the method of a CALL or NOTIFY: nil when it was called by a name
 // that is not there.
-func (c *Conn) lookUp(h FrameHeader, name []byte) (*method, error) {
+func (c *Conn) lookUp(h *FrameHeader, name []byte) (*method, error) {
 	t := c.mux.table.Load()
 	if h.Code != 0 {
 		if int(h.Code) > len(t.methods) {
@@ -155,7 +156,7 @@ func (c *Conn) lookUp(h FrameHeader, name []byte) (*method, error) {
 }
 
 // call takes in a CALL frame; mine is false when the role was taken over.
-func (rd *reader) call(h FrameHeader, b []byte) (mine bool, err error) {
+func (rd *reader) call(h *FrameHeader, b []byte) (mine bool, err error) {
 	c := rd.c
 	rd.served = true
 	in := c.serving.at(h.ID)
@@ -202,7 +203,7 @@ func (rd *reader) call(h FrameHeader, b []byte) (mine bool, err error) {
 
 // opening reads what precedes the payload in a CALL or NOTIFY that opens a
 // message, and finds the method.
-func (c *Conn) opening(h FrameHeader, b []byte) (pre prefix, payload []byte, m *method, err error) {
+func (c *Conn) opening(h *FrameHeader, b []byte) (pre prefix, payload []byte, m *method, err error) {
 	payload = b
 	if h.Flags != 0 || h.Code == 0 {
 		switch {
@@ -222,7 +223,7 @@ func (c *Conn) opening(h FrameHeader, b []byte) (pre prefix, payload []byte, m *
 }
 
 // callPart takes in a further fragment of a request.
-func (rd *reader) callPart(in *inCall, h FrameHeader, b []byte) (mine bool, err error) {
+func (rd *reader) callPart(in *inCall, h *FrameHeader, b []byte) (mine bool, err error) {
 	if h.Flags&^FlagMore != 0 {
 		return true, errBeginTwice
 	}
@@ -236,7 +237,7 @@ func (rd *reader) callPart(in *inCall, h FrameHeader, b []byte) (mine bool, err 
 }
 
 // aborted takes in an ABORT: a request, reply or one-way message that will not be completed.
-func (rd *reader) aborted(h FrameHeader) error {
+func (rd *reader) aborted(h *FrameHeader) error {
 	c := rd.c
 	if h.Flags&FlagBack != 0 {
 		e := c.calls.at(h.ID)
@@ -282,7 +283,8 @@ func (rd *reader) dispatch(in *inCall, large []byte) (mine bool) {
 	if large != nil || rd.congested || !c.statsOf(m).inline() {
 		c.keep(in)
 		if large != nil {
-			in.copied = &large
+			in.copied = new([]byte)
+			*in.copied = large
 		} else {
 			in.copied = copies.Get().(*[]byte)
 			*in.copied = append((*in.copied)[:0], in.req.payload...)
@@ -365,8 +367,7 @@ func (rd *reader) respond(in *inCall, out []byte, err error) {
 	at := len(rd.out) + frameHeaderLen
 	if err == nil && at < cap(rd.out) && len(out) > 0 && &out[0] == &rd.out[:at+1][at] && len(out) <= c.limits.message {
 		// The handler has written it where it belongs.
-		h := FrameHeader{Type: FrameReply, Flags: FlagBack, ID: in.id, Length: uint32(len(out))}
-		appendFrameHeader(rd.out, h)
+		appendHeader(rd.out, FrameReply, FlagBack, 0, in.id, len(out))
 		rd.out = rd.out[:at+len(out)]
 	} else {
 		m := c.endingOf(in.id, out, err)
