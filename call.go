@@ -220,7 +220,11 @@ func callError(err error, method string, notRun bool) error {
 	if errors.As(err, &e) && e.notRun == notRun && e.Op == "call" {
 		return err
 	}
-	return &Error{Code: max(CodeOf(err), Canceled), Op: "call", Addr: method, Err: err, notRun: notRun}
+	code := CodeOf(err)
+	if code == Unknown { // what broke the connection
+		code = Unavailable
+	}
+	return &Error{Code: code, Op: "call", Addr: method, Err: err, notRun: notRun}
 }
 
 // begin waits until the call may be sent, takes a slot and appends the request.

@@ -265,12 +265,15 @@ func (c *Conn) endCalls(err error) {
 		c.ended.Store(true)
 		c.out.Lock()
 		c.life.ended, c.life.refuses = true, true
-		flushing := errors.Is(err, net.ErrClosed) // Close still sends what was accepted
+		flushing := err == closedError // Close still sends what was accepted
+		if !flushing {
+			c.out.Stop(err) // what is said not to have been sent must not be sent now
+		}
 		c.calls.all(func(id uint32, e *outCall) {
 			if !e.claim() {
 				return
 			}
-			notRun := !e.whole || !flushing && e.end > c.out.Sent()
+			notRun := !e.whole || !flushing && e.end > c.out.Gone()
 			e.finish(&Error{Code: Unavailable, Op: "call", Addr: e.call.Method, Err: err, notRun: notRun})
 		})
 		c.openGates()
@@ -288,6 +291,15 @@ func (c *Conn) endCalls(err error) {
 			ctx.cancel(context.Canceled)
 		}
 	})
+}
+
+// unclaim gives a call whose reply is not complete back to its caller, unless
+// endCalls has passed it by meanwhile. The reader calls it.
+func (c *Conn) unclaim(e *outCall) {
+	e.state.Store(callWaiting)
+	if c.ended.Load() && e.claim() {
+		e.finish(&Error{Code: Unavailable, Op: "call", Addr: e.call.Method, Err: c.Err()})
+	}
 }
 
 // openGates has everyone who waits on this side look at the connection's state

@@ -319,7 +319,7 @@ func (rd *reader) ending(h *FrameHeader, b []byte) error {
 		e.call.Reply = appendGrown(e.call.Reply, b, e.total-e.got)
 	}
 	if more {
-		e.state.Store(callWaiting)
+		c.unclaim(e)
 		return nil
 	}
 	e.got, e.total = 0, 0

@@ -248,7 +248,7 @@ func (rd *reader) aborted(h *FrameHeader) error {
 		e.got, e.total = 0, 0
 		if e.claim() {
 			e.call.Reply = e.call.Reply[:len(e.call.Reply)-got]
-			e.state.Store(callWaiting)
+			c.unclaim(e)
 		}
 		return nil
 	}
