@@ -412,9 +412,7 @@ func (c *Conn) freeSlot(id uint32, e *outCall) {
 	if !c.admit.Empty() {
 		c.out.Open(&c.admit)
 	}
-	if c.life.draining {
-		c.out.OpenAll(&c.life.changed)
-	}
+	c.drainStep()
 }
 
 // abandon gives up a call for its caller and has the other side told.

@@ -290,9 +290,7 @@ func (c *Conn) creditDue() {
 		n.due = true
 		c.out.Signal()
 	}
-	if c.life.draining {
-		c.out.OpenAll(&c.life.changed)
-	}
+	c.drainStep()
 }
 
 // creditAsked takes in a CREDIT that asks. The reader has settled what it

@@ -270,6 +270,7 @@ func (rd *reader) controlFrame(h *FrameHeader, b []byte) error {
 		c.out.Unlock()
 		return nil
 	case FrameGoAway:
+		rd.putReplies() // before this side can think that it is done
 		return c.goAway(h, b)
 	case FrameHello, FrameProof:
 		return fmt.Errorf("plugwire: %v after the handshake", h.Type)

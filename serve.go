@@ -551,7 +551,7 @@ func (c *Conn) endServing(in *inCall) {
 	c.servingBytes.Add(-in.cost)
 	in.kept = false
 	in.state.Store(inIdle)
-	if c.servingCount.Add(-1) == 0 && c.life.draining {
-		c.out.OpenAll(&c.life.changed)
+	if c.servingCount.Add(-1) == 0 {
+		c.drainStep()
 	}
 }
