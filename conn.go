@@ -147,6 +147,7 @@ func newConn(nc net.Conn, peer *Peer, theirs *hello, app int, cfg *Config) *Conn
 	c.serving = newSlotTable[inCall](cfg.Limits.MaxCalls)
 	c.out = batch.New(nc, batch.Config{Control: c.appendControl, Failed: c.fail, Timeout: cfg.WriteTimeout})
 	c.reader = newReader(c)
+	c.role.Store(roleReading) // start's: nobody else reads before
 	return c
 }
 
@@ -156,9 +157,11 @@ var emptyMux = NewMux()
 func (c *Conn) start() {
 	if c.mux != emptyMux {
 		c.mux.add(c)
+		if c.ended.Load() { // OnConn has closed it, perhaps before it was added
+			c.mux.remove(c)
+		}
 	}
 	c.announceMethods()
-	c.role.Store(roleReading)
 	c.workers.run(c.reader)
 }
 
@@ -362,8 +365,7 @@ var closedError = &Error{Code: Unavailable, Op: "close", Err: net.ErrClosed}
 // linger closes the sending half and waits for the other side to end: closing
 // with unread bytes would destroy what was just sent.
 func (c *Conn) linger(deadline time.Time) {
-	half, ok := c.nc.(interface{ CloseWrite() error })
-	if !ok || half.CloseWrite() != nil {
+	if half, ok := c.nc.(interface{ CloseWrite() error }); ok && half.CloseWrite() != nil {
 		return
 	}
 	c.expecting.Add(1)

@@ -164,6 +164,11 @@ func (rd *reader) run() {
 			return
 		}
 		rd.settle()
+		if c.life.theyAreDone { // a connection that cannot be half-closed says no more
+			rd.releaseBuffer()
+			c.readFailed(io.EOF)
+			return
+		}
 		if rd.letGo() {
 			return
 		}
@@ -180,10 +185,7 @@ func (rd *reader) process(borrowed bool) verdict {
 	c := rd.c
 	rd.served, rd.delivered = false, false
 	for rd.w-rd.r >= frameHeaderLen {
-		if c.ended.Load() {
-			rd.r = rd.w // this side has closed: what still comes is discarded
-			return needMore
-		}
+		ended := c.ended.Load() // this side has closed: what still comes is discarded
 		b := rd.buf[rd.r:rd.w]
 		// The header is read and passed field by field: a copy of the struct
 		// would wait for the stores of its parts.
@@ -200,10 +202,13 @@ func (rd *reader) process(borrowed bool) verdict {
 				return needMore
 			}
 			needsUser := h.Type == FrameCall || h.Type == FrameNotify
-			if needsUser && borrowed {
+			if needsUser && borrowed && !ended {
 				return userCode
 			}
 			rd.r += end
+			if ended && (h.Type != FrameGoAway || h.Code != goAwayDone) {
+				continue
+			}
 			payload := b[frameHeaderLen:end:end]
 			mine := true
 			switch h.Type {
@@ -219,6 +224,10 @@ func (rd *reader) process(borrowed bool) verdict {
 			if !mine {
 				return roleGone
 			}
+		}
+		if err != nil && ended {
+			rd.r = rd.w
+			return needMore
 		}
 		if err != nil {
 			rd.settle()

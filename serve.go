@@ -274,6 +274,11 @@ func (rd *reader) dispatch(in *inCall, large []byte) (mine bool) {
 		putLarge(large)
 		return true
 	}
+	if err := in.overdue(); err != nil {
+		rd.respond(in, nil, err)
+		putLarge(large)
+		return true
+	}
 	if rd.congested {
 		rd.putReplies()
 		c.out.Lock()
@@ -403,6 +408,17 @@ func (rd *reader) putReplies() {
 	rd.out, rd.put = rd.out[:0], 0
 }
 
+// overdue returns why the handler of a call need not be started any more, or nil.
+func (in *inCall) overdue() error {
+	if d := in.req.deadline; !d.IsZero() && !time.Now().Before(d) {
+		return &Error{Code: DeadlineExceeded, Message: "the deadline passed before the handler was started", notRun: true}
+	}
+	if in.state.Load() == inCancelled {
+		return &Error{Code: Canceled, Message: "cancelled before the handler was started", notRun: true}
+	}
+	return nil
+}
+
 // run is a worker's work on a call that was given to it.
 func (in *inCall) run() {
 	c := in.conn
@@ -410,6 +426,10 @@ func (in *inCall) run() {
 		out, err := in.result, in.err
 		in.result, in.err, in.ready = nil, nil, false
 		c.respond(in, out, err)
+		return
+	}
+	if err := in.overdue(); err != nil {
+		c.respond(in, nil, err)
 		return
 	}
 	var room []byte
