@@ -120,14 +120,13 @@ func (c *Conn) Do(ctx context.Context, call *Call) error {
 	alone := c.expecting.Add(1) == 1
 	c.out.Lock()
 	id, e, err := c.begin(ctx, call, nil)
-	turn := c.out.Turn(alone)
-	c.out.Unlock()
-	if e == nil {
+	if e == nil { // before Turn, whose promise would not be kept
+		c.out.Unlock()
 		return err
 	}
-	if err == nil {
-		c.out.FlushTurn(turn)
-	}
+	turn := c.out.Turn(alone)
+	c.out.Unlock()
+	c.out.FlushTurn(turn)
 	if !alone || !c.borrow(e) {
 		c.ensureReader()
 		if done := ctx.Done(); done == nil {
@@ -183,8 +182,8 @@ func (c *Conn) DoAll(ctx context.Context, calls []*Call) error {
 	var first error
 	c.out.Lock()
 	for i, id := range g.ids {
-		if id != 0 {
-			c.freeSlot(id, c.calls.at(id))
+		if e := c.calls.at(id); e != nil && e.call == calls[i] { // else it was freed, see starved
+			c.freeSlot(id, e)
 		}
 		if first == nil {
 			first = calls[i].Err
@@ -201,7 +200,7 @@ func (c *Conn) abandonAll(ctx context.Context, g *callGroup, calls []*Call) {
 	abandoned := int64(0)
 	c.out.Lock()
 	for i, id := range g.ids {
-		if id != 0 && c.abandonLocked(c.calls.at(id), id) {
+		if e := c.calls.at(id); e != nil && e.call == calls[i] && c.abandonLocked(e, id) {
 			calls[i].Err = callError(ctx.Err(), calls[i].Method, false)
 			g.ids[i] = 0
 			abandoned++
@@ -221,13 +220,18 @@ func callError(err error, method string, notRun bool) error {
 	if errors.As(err, &e) && e.notRun == notRun && e.Op == "call" {
 		return err
 	}
-	return &Error{Code: max(CodeOf(err), Canceled), Op: "call", Addr: method, Err: err, notRun: notRun}
+	code := CodeOf(err)
+	if code == Unknown { // what broke the connection
+		code = Unavailable
+	}
+	return &Error{Code: code, Op: "call", Addr: method, Err: err, notRun: notRun}
 }
 
 // begin waits until the call may be sent, takes a slot and appends the request.
 // It is called and returns with out's lock held, after the caller has counted
 // the call in expecting. Without a slot the call has ended with the error;
-// otherwise its ending will come.
+// (nil when the reply did not wait for the rest of the request), otherwise its
+// ending will come.
 func (c *Conn) begin(ctx context.Context, call *Call, g *callGroup) (uint32, *outCall, error) {
 	call.Err = nil
 	code, err := c.methodNumber(call.Method)
@@ -311,7 +315,12 @@ func (c *Conn) admitCall(ctx context.Context, m *message) error {
 			return err
 		}
 		if !free() || !waited && !c.admit.Empty() {
-			waited = true
+			if !waited {
+				waited = true
+				c.starved.Add(1)
+				defer c.starved.Add(-1)
+				c.freeEnded()
+			}
 			if err := c.waitFor(ctx, &c.admit, func() bool { return free() || c.life.mayOpen(c) != nil }); err != nil {
 				return err
 			}
@@ -319,6 +328,17 @@ func (c *Conn) admitCall(ctx context.Context, m *message) error {
 		}
 		if ok, err := c.room(ctx, min(m.size(), c.limits.frame)+frameHeaderLen); ok || err != nil {
 			return err
+		}
+	}
+}
+
+// freeEnded frees the slots of ended calls that a DoAll would keep until its
+// last call ends. Called under out's lock by who waits for a slot and has
+// counted itself in starved: the reader frees those that end later.
+func (c *Conn) freeEnded() {
+	for id := uint32(1); id <= c.used; id++ {
+		if e := c.calls.at(id); e.group != nil && e.state.Load() == callIdle {
+			c.freeSlot(id, e)
 		}
 	}
 }
@@ -370,6 +390,7 @@ func (c *Conn) beginLarge(ctx context.Context, e *outCall, m *message) (whole bo
 	default: // it has ended already, well or not
 		err = e.call.Err
 		e.drop()
+		err = e.call.Err
 	}
 	c.freeSlot(m.id, e)
 	return false, err
@@ -393,9 +414,7 @@ func (c *Conn) freeSlot(id uint32, e *outCall) {
 	if !c.admit.Empty() {
 		c.out.Open(&c.admit)
 	}
-	if c.life.draining {
-		c.out.OpenAll(&c.life.changed)
-	}
+	c.drainStep()
 }
 
 // abandon gives up a call for its caller and has the other side told.

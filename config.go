@@ -13,7 +13,7 @@ import (
 type Config struct {
 	Logger *slog.Logger // nil: silent
 	Mux    *Mux         // what a dialling side serves to the other (callbacks); nil: nothing
-	OnConn func(*Conn)  // called for each connection that a Server accepts, after the handshake, before its first call
+	OnConn func(*Conn)  // called for each connection that a Server accepts, after the handshake, before its first call; must not wait for calls of its own
 
 	// Transports are the schemes that may be used, in order of preference
 	// ("unix", "tcp", or one of Custom). Nil: what the platform offers, best first.

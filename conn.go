@@ -36,6 +36,7 @@ type Conn struct {
 	used     uint32             // slots that were ever used
 	reserved int                // request bytes of this side's calls in flight
 	admit    batch.Gate         // calls that wait for a slot or for request bytes
+	starved  atomic.Int64       // how many, from before they look for ended calls
 	notes    outNotes           // this side's one-way messages
 	life     lifecycle          // what may still be opened, and by whom
 	cancels  []uint32           // slots whose CANCEL is to be sent
@@ -157,6 +158,9 @@ var emptyMux = NewMux()
 func (c *Conn) start() {
 	if c.mux != emptyMux {
 		c.mux.add(c)
+		if c.ended.Load() { // OnConn has closed it, perhaps before it was added
+			c.mux.remove(c)
+		}
 	}
 	c.announceMethods()
 	c.workers.run(c.reader)
@@ -265,13 +269,16 @@ func (c *Conn) endCalls(err error, flushing bool) {
 		c.errMu.Unlock()
 		c.ended.Store(true)
 		c.out.Lock()
-		c.life.ended, c.life.refuses = true, true
+		c.life.ended, c.life.refuses, c.notes.left = true, true, 0
+		if !flushing {
+			c.out.Stop(err) // what is said not to have been sent must not be sent now
+		}
 		c.calls.all(func(id uint32, e *outCall) {
 			if !e.claim() {
 				return
 			}
 			// Who says done has ended every call that it received.
-			notRun := !e.whole || !flushing && e.end > c.out.Taken() || err == error(theyClosedError)
+			notRun := !e.whole || !flushing && e.end > c.out.Gone() || err == error(theyClosedError)
 			e.finish(&Error{Code: Unavailable, Op: "call", Addr: e.call.Method, Err: err, notRun: notRun})
 		})
 		c.openGates()
@@ -289,6 +296,15 @@ func (c *Conn) endCalls(err error, flushing bool) {
 			ctx.cancel(context.Canceled)
 		}
 	})
+}
+
+// unclaim gives a call whose reply is not complete back to its caller, unless
+// endCalls has passed it by meanwhile. The reader calls it.
+func (c *Conn) unclaim(e *outCall) {
+	e.state.Store(callWaiting)
+	if c.ended.Load() && e.claim() {
+		e.finish(&Error{Code: Unavailable, Op: "call", Addr: e.call.Method, Err: c.Err()})
+	}
 }
 
 // openGates has everyone who waits on this side look at the connection's state
@@ -369,8 +385,7 @@ func (f *farewell) run() { (*Conn)(f).closeFor(theyClosedError) }
 // linger closes the sending half and waits for the other side to end: closing
 // with unread bytes would destroy what was just sent.
 func (c *Conn) linger(deadline time.Time) {
-	half, ok := c.nc.(interface{ CloseWrite() error })
-	if !ok || half.CloseWrite() != nil {
+	if half, ok := c.nc.(interface{ CloseWrite() error }); ok && half.CloseWrite() != nil {
 		return
 	}
 	c.expecting.Add(1)

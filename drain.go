@@ -12,10 +12,11 @@ import (
 // lifecycle is how a connection comes to its end: open, draining on either
 // side, ended, over. Guarded by out's lock, but for the last two fields.
 type lifecycle struct {
-	refuses   bool        // nothing may be opened on this side: theyDrain or ended
+	refuses   bool        // nothing may be opened on this side: theyDrain, drained or ended
 	draining  bool        // this side has asked the other to open nothing more
 	acked     atomic.Bool // and the other has agreed; stored under the lock
 	ackedAt   uint64      // having sent so many one-way messages
+	drained   bool        // and none of this side's handlers runs or will
 	theyDrain bool        // the other side has asked this one
 	closing   bool        // Close has been called
 	ended     bool        // pending calls have been ended
@@ -52,8 +53,25 @@ func (l *lifecycle) mayOpen(c *Conn) error {
 		return c.Err()
 	case l.theyDrain:
 		return &Error{Code: Unavailable, Op: "call", Message: "the other side is shutting down and takes nothing new", notRun: true}
+	case l.drained:
+		return &Error{Code: Unavailable, Op: "call", Message: "this side is shutting down", notRun: true}
 	}
 	return nil
+}
+
+// drainStep takes notice of a step towards the end of a drain. Once no handler
+// is left that may call back, this side opens nothing more either: others that
+// go on calling would keep it from ever being idle. Called under out's lock.
+func (c *Conn) drainStep() {
+	l := &c.life
+	if !l.draining {
+		return
+	}
+	if !l.drained && l.acked.Load() && c.servingCount.Load() == 0 && c.oneWay.handledMsgs == l.ackedAt {
+		l.drained, l.refuses = true, true
+		c.openGates()
+	}
+	c.out.OpenAll(&l.changed)
 }
 
 // idle reports that nothing is left to be done on either side. Called under out's lock.
@@ -63,7 +81,9 @@ func (c *Conn) idle() bool {
 
 // Shutdown ends the connection in order: the other side is asked to open nothing
 // more, calls and one-way messages that were accepted on either side are
-// finished, and then the connection is closed. When ctx ends first, Shutdown
+// finished, and then the connection is closed. Handlers may call back until the
+// last of them has returned; from then on calls of this side are refused too.
+// A handler must not wait for Shutdown itself. When ctx ends first, Shutdown
 // closes it at once, as Close does, and returns the context's error.
 func (c *Conn) Shutdown(ctx context.Context) error {
 	c.out.Lock()
@@ -97,7 +117,7 @@ func (c *Conn) goAway(h *FrameHeader, b []byte) error {
 	switch h.Code {
 	case goAwayDrain:
 		if !c.life.theyDrain {
-			c.life.theyDrain, c.life.refuses = true, true
+			c.life.theyDrain, c.life.refuses, c.notes.left = true, true, 0
 			c.life.send(goAwayAck)
 			c.out.Signal()
 			c.openGates()
@@ -111,7 +131,7 @@ func (c *Conn) goAway(h *FrameHeader, b []byte) error {
 		}
 		c.life.ackedAt = c.oneWay.gotMsgs
 		c.life.acked.Store(true)
-		c.out.OpenAll(&c.life.changed)
+		c.drainStep()
 	case goAwayDone:
 		c.life.theyAreDone = true
 		c.workers.run((*farewell)(c))

@@ -19,6 +19,7 @@ type outNotes struct {
 	left                      int    // cost that may be sent without looking at anything else
 	large                     bool   // a message of several frames is being sent
 	ask                       bool   // CREDIT is to be asked for
+	asked                     uint64 // sentMsgs when that was last decided
 	window                    batch.Gate
 	handled                   batch.Gate
 }
@@ -105,30 +106,52 @@ func (c *Conn) notifySlow(ctx context.Context, m *message) error {
 		}
 		if !fits() || !waited && !n.window.Empty() {
 			waited = true
-			if !n.large {
-				n.ask = true
-				c.out.Signal()
-			}
 			n.left = 0 // until nobody waits
-			if err := c.waitFor(ctx, &n.window, func() bool { return fits() || c.life.mayOpen(c) != nil }); err != nil {
+			c.askCredit()
+			open := func() bool {
+				if fits() || c.life.mayOpen(c) != nil {
+					return true
+				}
+				if c.askCredit() { // who waited before has sent something since
+					c.out.Kick()
+				}
+				return false
+			}
+			if err := c.waitFor(ctx, &n.window, open); err != nil {
 				return fail(err)
 			}
+			continue
+		}
+		// From here to the first frame the lock is not given up: what is sent
+		// after GOAWAY ack would break the protocol.
+		if ok, err := c.room(ctx, min(m.size(), c.limits.frame)+frameHeaderLen); err != nil {
+			return fail(err)
+		} else if !ok {
 			continue
 		}
 		if large {
 			return c.notifyLarge(ctx, m)
 		}
-		if ok, err := c.room(ctx, m.size()+frameHeaderLen); err != nil {
-			return fail(err)
-		} else if ok {
-			break
-		}
+		break
 	}
 	c.out.Put(m.append(c.out.Buffer(), len(m.payload)))
 	n.sentBytes += uint64(len(m.payload))
 	n.sentMsgs++
 	n.allow(c)
 	return nil
+}
+
+// askCredit has the other side asked to say when all that was sent is handled,
+// and reports whether that is new. While a large message is being sent it is
+// left to those whom its end wakes.
+func (c *Conn) askCredit() bool {
+	n := &c.notes
+	if n.large || n.asked == n.sentMsgs {
+		return false
+	}
+	n.ask, n.asked = true, n.sentMsgs
+	c.out.Signal()
+	return true
 }
 
 // notifyLarge sends a message of several frames, with which no other mixes.
@@ -159,6 +182,7 @@ func (c *Conn) notifyLarge(ctx context.Context, m *message) error {
 			err = c.life.mayOpen(c)
 		}
 		err = callError(err, m.name, true)
+		c.out.Kick()
 	}
 	n.allow(c)
 	c.out.Open(&n.window)
@@ -277,9 +301,7 @@ func (c *Conn) creditDue() {
 		n.due = true
 		c.out.Signal()
 	}
-	if c.life.draining {
-		c.out.OpenAll(&c.life.changed)
-	}
+	c.drainStep()
 }
 
 // creditAsked takes in a CREDIT that asks. The reader has settled what it
@@ -425,6 +447,7 @@ func (rd *reader) noted() (mine bool) {
 	c := rd.c
 	rd.releaseBuffer()
 	c.noteHandled(size, 1)
+	c.flushIfDue()
 	c.noteQueue()
 	return false
 }
@@ -487,5 +510,6 @@ func (r *noteRunner) run() { (*Conn)(r).noteQueue() }
 // noteQueued goes on with the queue after a handler that ended its goroutine.
 func (c *Conn) noteQueued() {
 	c.noteHandled(uint64(c.oneWay.running), 1)
+	c.flushIfDue()
 	c.noteQueue()
 }

@@ -185,6 +185,11 @@ func (rd *reader) run() {
 			return
 		}
 		rd.settle()
+		if c.life.theyAreDone { // a connection that cannot be half-closed says no more
+			rd.releaseBuffer()
+			c.readFailed(io.EOF)
+			return
+		}
 		if rd.letGo() {
 			return
 		}
@@ -201,10 +206,7 @@ func (rd *reader) process(borrowed bool) verdict {
 	c := rd.c
 	rd.served, rd.delivered = false, false
 	for rd.w-rd.r >= frameHeaderLen {
-		if c.ended.Load() && !c.life.theyAreDone {
-			rd.r = rd.w // this side has closed: what still comes is discarded
-			return needMore
-		}
+		ended := c.ended.Load() && !c.life.theyAreDone // this side has closed: what still comes is discarded
 		b := rd.buf[rd.r:rd.w]
 		// The header is read and passed field by field: a copy of the struct
 		// would wait for the stores of its parts.
@@ -224,10 +226,13 @@ func (rd *reader) process(borrowed bool) verdict {
 				return needMore
 			}
 			needsUser := h.Type == FrameCall || h.Type == FrameNotify
-			if needsUser && borrowed {
+			if needsUser && borrowed && !ended {
 				return userCode
 			}
 			rd.r += end
+			if ended && (h.Type != FrameGoAway || h.Code != goAwayDone) {
+				continue
+			}
 			payload := b[frameHeaderLen:end:end]
 			mine := true
 			switch h.Type {
@@ -251,6 +256,10 @@ func (rd *reader) process(borrowed bool) verdict {
 			if !mine {
 				return roleGone
 			}
+		}
+		if err != nil && ended {
+			rd.r = rd.w
+			return needMore
 		}
 		if err != nil {
 			rd.settle()
@@ -309,6 +318,7 @@ func (rd *reader) controlFrame(h *FrameHeader, b []byte) error {
 		c.out.Unlock()
 		return nil
 	case FrameGoAway:
+		rd.putReplies() // before this side can think that it is done
 		return c.goAway(h, b)
 	case FrameHello, FrameProof:
 		return fmt.Errorf("plugwire: %v after the handshake", h.Type)
@@ -361,16 +371,24 @@ func (rd *reader) ending(h *FrameHeader, b []byte) error {
 		e.call.Reply = appendGrown(e.call.Reply, b, e.total-e.got)
 	}
 	if more {
-		e.state.Store(callWaiting)
+		c.unclaim(e)
 		return nil
 	}
 	e.got, e.total = 0, 0
 	rd.endings++
+	g := e.group
 	if failed != nil {
 		failed.Addr = e.call.Method
 		e.finish(failed)
 	} else {
 		e.finish(nil)
+	}
+	if g != nil && c.starved.Load() > 0 {
+		c.out.Lock()
+		if e.group == g && e.state.Load() == callIdle {
+			c.freeSlot(h.ID, e)
+		}
+		c.out.Unlock()
 	}
 	return nil
 }

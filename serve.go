@@ -257,7 +257,7 @@ func (rd *reader) aborted(h *FrameHeader) error {
 		e.got, e.total = 0, 0
 		if e.claim() {
 			e.call.Reply = e.call.Reply[:len(e.call.Reply)-got]
-			e.state.Store(callWaiting)
+			c.unclaim(e)
 		}
 		return nil
 	}
@@ -382,6 +382,9 @@ func (rd *reader) handled(in *inCall, out []byte, err error) (mine bool) {
 	}
 	if err == nil && len(out) > c.limits.frame { // goes out in fragments, with waiting
 		c.keep(in)
+		if len(out) <= maxFrame { // it may be the payload, which lies in the read buffer
+			out = append([]byte(nil), out...)
+		}
 		in.req.release()
 		in.result, in.err, in.ready = out, err, true
 		rd.out = rd.out[:len(rd.out):len(rd.out)] // out may lie behind it
@@ -602,7 +605,7 @@ func (c *Conn) endServing(in *inCall) {
 	c.servingBytes.Add(-in.cost)
 	in.kept = false
 	in.state.Store(inIdle)
-	if c.servingCount.Add(-1) == 0 && c.life.draining {
-		c.out.OpenAll(&c.life.changed)
+	if c.servingCount.Add(-1) == 0 {
+		c.drainStep()
 	}
 }

@@ -161,6 +161,15 @@ func (w *Writer) Taken() uint64 { return w.taken }
 // Sent returns how many bytes the connection has taken.
 func (w *Writer) Sent() uint64 { return w.sent }
 
+// Gone returns how many bytes may have reached the connection: all of a batch
+// that is being written count. After Stop the number does not grow.
+func (w *Writer) Gone() uint64 {
+	if w.writing {
+		return w.taken
+	}
+	return w.sent
+}
+
 // Writes returns how many writes have been made.
 func (w *Writer) Writes() uint64 { return w.writes }
 
@@ -171,8 +180,8 @@ func (w *Writer) Err() error { return w.err }
 func (w *Writer) Busy() bool { return w.writing }
 
 // Eager reports that what is pending is worth a write by itself and that
-// nobody is writing.
-func (w *Writer) Eager() bool { return !w.writing && w.Len() >= eager }
+// nobody is writing. After the end nothing is.
+func (w *Writer) Eager() bool { return !w.writing && w.Len() >= eager && w.err == nil }
 
 // Signal makes the next batch ask Control, and a batch be made though nothing is pending.
 func (w *Writer) Signal() { w.control = true }
@@ -238,6 +247,13 @@ func (w *Writer) wrote(n int) (whole bool) {
 	w.release(&w.out)
 	w.Open(&w.room)
 	return true
+}
+
+// broke accounts for the n bytes that the connection took before the write
+// failed. The batch stays: nobody writes it any more.
+func (w *Writer) broke(n int) {
+	w.sent += uint64(max(n, 0))
+	w.writing, w.left = false, false
 }
 
 func (w *Writer) release(b **buffer) {
@@ -345,6 +361,7 @@ func (w *Writer) Flush() {
 		n, err := w.attempt(w.rest, false)
 		w.mu.Lock()
 		if err != nil {
+			w.broke(n)
 			w.mu.Unlock()
 			w.Fail(err)
 			return
@@ -377,6 +394,7 @@ func (w *Writer) run() {
 			n, err := w.write(b)
 			w.mu.Lock()
 			if err != nil {
+				w.broke(n)
 				w.mu.Unlock()
 				w.Fail(err)
 				w.mu.Lock()
@@ -469,22 +487,26 @@ func (w *Writer) Drain(d time.Duration) error {
 // the goroutine ends. Only the first call counts.
 func (w *Writer) Fail(err error) {
 	w.mu.Lock()
-	if w.err != nil {
-		w.mu.Unlock()
-		return
+	first := w.Stop(err)
+	w.mu.Unlock()
+	if first && w.cfg.Failed != nil {
+		w.cfg.Failed(err)
 	}
-	w.err = err
+}
+
+// Stop is Fail under the lock, for an owner that knows: Failed is not told. It
+// reports whether it was the first. What Gone says then stays true.
+func (w *Writer) Stop(err error) (first bool) {
+	if w.err != nil {
+		return false
+	}
 	w.Kick()
+	w.err = err
 	w.finished = true
 	for _, ch := range w.idle {
 		close(ch)
 	}
 	w.idle = nil
-	w.mu.Unlock()
-	if w.cfg.Failed != nil {
-		w.cfg.Failed(err)
-	}
-	w.mu.Lock()
 	w.room.signalAll()
-	w.mu.Unlock()
+	return true
 }

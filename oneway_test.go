@@ -1,0 +1,426 @@
+package plugwire
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"math/rand/v2"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// inOrder is a handler of one-way messages whose first 8 bytes count up for each
+// sender, whose number is in the next 4.
+type inOrder struct {
+	t       *testing.T
+	next    [16]uint64
+	running atomic.Int32
+	handled atomic.Int64
+	bytes   atomic.Int64
+	slow    func(r *Request, i uint64)
+}
+
+func numbered(n int, sender uint32, i uint64) []byte {
+	b := make([]byte, max(n, 16))
+	binary.LittleEndian.PutUint64(b, i)
+	binary.LittleEndian.PutUint32(b[8:], sender)
+	binary.LittleEndian.PutUint32(b[12:], uint32(len(b)))
+	for k := 16; k < len(b); k += 1 + len(b)/64 {
+		b[k] = byte(i) + byte(k)
+	}
+	return b
+}
+
+func (o *inOrder) ServeCall(r *Request, reply []byte) ([]byte, error) {
+	if o.running.Add(1) != 1 {
+		o.t.Error("two one-way messages are handled at the same time")
+	}
+	defer o.running.Add(-1)
+	b := r.Payload()
+	i, sender := binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint32(b[8:])
+	if !r.OneWay() {
+		o.t.Error("not a one-way message")
+	}
+	if want := o.next[sender]; i != want {
+		o.t.Errorf("sender %d: message %d came as number %d", sender, i, want)
+	}
+	o.next[sender]++
+	if o.slow != nil {
+		o.slow(r, i)
+	}
+	if n := binary.LittleEndian.Uint32(b[12:]); int(n) != len(b) {
+		o.t.Errorf("message %d of %d bytes has %d", i, n, len(b))
+	}
+	for k := 16; k < len(b); k += 1 + len(b)/64 {
+		if b[k] != byte(i)+byte(k) {
+			o.t.Errorf("message %d of %d bytes is wrong at %d", i, len(b), k)
+			break
+		}
+	}
+	o.bytes.Add(int64(len(b)))
+	o.handled.Add(1)
+	return reply, nil
+}
+
+func TestNotifyKeepsOrder(t *testing.T) {
+	slow := map[string]func(r *Request, i uint64){
+		"quick": nil,
+		"takeover": func(r *Request, i uint64) {
+			if i%64 == 7 {
+				takeOverNow(r)
+			}
+		},
+		"blocks": func(r *Request, i uint64) {
+			if i%10000 == 7 {
+				time.Sleep(3 * time.Millisecond) // the monitor sees to it
+			}
+		},
+		"callsback": func(r *Request, i uint64) {
+			if i%500 == 7 {
+				if _, err := r.Conn().Call(r.Context(), "echo", r.Payload()); err != nil {
+					panic(err)
+				}
+			}
+		},
+	}
+	overTransports(t, func(t *testing.T, transport string) {
+		for name, f := range slow {
+			t.Run(name, func(t *testing.T) {
+				n := 100_000
+				if testing.Short() || raceEnabled || transport == "pipe" {
+					n = 20_000
+				}
+				o := &inOrder{t: t, slow: f}
+				m := NewMux()
+				m.Handle("note", o)
+				x, y := pair(t, transport, serves(echoMux(nil)), serves(m))
+				for i := range uint64(n) {
+					if err := x.Notify(background, "note", numbered(int(i%100), 0, i)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if err := x.Flush(background); err != nil || o.handled.Load() != int64(n) {
+					t.Errorf("%d of %d handled after Flush, %v", o.handled.Load(), n, err)
+				}
+				accounts(t, x, y)
+			})
+		}
+	})
+}
+
+func TestNotifyFromManySendersWithLargeOnes(t *testing.T) {
+	overTransports(t, func(t *testing.T, transport string) {
+		for _, window := range []int{minOneWayWindow, 256 << 10, 4 << 20} {
+			o := &inOrder{t: t, slow: func(r *Request, i uint64) {
+				if i%37 == 0 {
+					takeOverNow(r)
+				}
+			}}
+			m := echoMux(nil)
+			m.Handle("note", o)
+			x, y := pair(t, transport, nil, &Config{Mux: m, Limits: Limits{OneWayWindow: window}})
+			var wg sync.WaitGroup
+			var total atomic.Int64
+			for s := range 8 {
+				wg.Go(func() {
+					rng := rand.New(rand.NewPCG(uint64(s), 5))
+					for i := range uint64(150) {
+						size := rng.IntN(500)
+						if i%16 == 3 {
+							size = rng.IntN(window * 5 / 4) // also larger than the window
+						}
+						if i%32 == 5 {
+							size = maxFrame - 5 + rng.IntN(10)
+						}
+						b := numbered(size, uint32(s), i)
+						total.Add(int64(len(b)))
+						if err := x.Notify(background, "note", b); err != nil {
+							t.Error(err)
+							return
+						}
+					}
+				})
+			}
+			parallelChecks(t, x, 100)
+			wg.Wait()
+			if err := x.Flush(background); err != nil || o.handled.Load() != 8*150 || o.bytes.Load() != total.Load() {
+				t.Errorf("%d messages of %d bytes handled, want %d of %d; %v", o.handled.Load(), o.bytes.Load(), 8*150, total.Load(), err)
+			}
+			accounts(t, x, y)
+		}
+	})
+}
+
+// TestSendersWhoseMessagesFillTheWindow: each message goes alone, so that its
+// sender depends on being told of every one before it.
+func TestSendersWhoseMessagesFillTheWindow(t *testing.T) {
+	overTransports(t, func(t *testing.T, transport string) {
+		const window = 1 << 20
+		o := &inOrder{t: t}
+		m := NewMux()
+		m.Handle("note", o)
+		x, _ := pair(t, transport, nil, &Config{Mux: m, Limits: Limits{OneWayWindow: window}})
+		var wg sync.WaitGroup
+		for s, size := range []int{window, window / 5, window, 0, 100 << 10} {
+			wg.Go(func() {
+				for i := range uint64(30) {
+					ctx, cancel := context.WithTimeout(background, 20*time.Second)
+					err := x.Notify(ctx, "note", numbered(size, uint32(s), i))
+					cancel()
+					if err != nil {
+						t.Errorf("sender of %d bytes: %v", size, err)
+						return
+					}
+				}
+			})
+		}
+		wg.Wait()
+		if err := x.Flush(background); err != nil || o.handled.Load() != 150 {
+			t.Errorf("%d handled, %v", o.handled.Load(), err)
+		}
+	})
+}
+
+// waitingForWindow reports whether somebody waits at x's one-way window.
+func waitingForWindow(x *Conn) bool {
+	x.out.Lock()
+	defer x.out.Unlock()
+	return !x.notes.window.Empty()
+}
+
+// TestWaiterBehindAWaiter: the second of two who wait for the window needs all
+// of it, and the first one's message is far below a quarter of it.
+func TestWaiterBehindAWaiter(t *testing.T) {
+	overTransports(t, func(t *testing.T, transport string) {
+		const window = 64 << 10
+		unblock := make(chan struct{})
+		m := NewMux()
+		m.HandleFunc("block", func(context.Context, []byte) ([]byte, error) { <-unblock; return nil, nil })
+		x, y := pair(t, transport, nil, &Config{Mux: m, Limits: Limits{OneWayWindow: window}})
+		if err := x.Notify(background, "block", make([]byte, window-messageCost)); err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error, 2)
+		go func() { done <- x.Notify(background, "block", make([]byte, 100)) }()
+		until(t, "the first to wait", func() bool { return waitingForWindow(x) })
+		go func() { done <- x.Notify(background, "block", make([]byte, window)) }()
+		until(t, "the second to wait", func() bool { return x.expecting.Load() == 2 })
+		time.Sleep(5 * time.Millisecond) // until it is in the queue; later is no harm
+		close(unblock)
+		for range 2 {
+			select {
+			case err := <-done:
+				if err != nil {
+					t.Error(err)
+				}
+			case <-time.After(5 * time.Second):
+				t.Fatal("a sender waits for the window though everything was handled")
+			}
+		}
+		if err := x.Flush(background); err != nil {
+			t.Error(err)
+		}
+		accounts(t, x, y)
+	})
+}
+
+func TestSlowReceiverSlowsTheSenderAlone(t *testing.T) {
+	overTransports(t, func(t *testing.T, transport string) {
+		const window = 128 << 10
+		unblock := make(chan struct{})
+		var handled atomic.Int64
+		m := echoMux(nil)
+		m.Handle("note", HandlerFunc(func(*Request, []byte) ([]byte, error) {
+			<-unblock
+			handled.Add(1)
+			return nil, nil
+		}))
+		x, y := pair(t, transport, nil, &Config{Mux: m, Limits: Limits{OneWayWindow: window}})
+		until(t, "the table", func() bool { return x.Methods() != nil })
+		sent := 0
+		for {
+			ctx, cancel := context.WithTimeout(background, 50*time.Millisecond)
+			err := x.Notify(ctx, "note", make([]byte, 1000))
+			cancel()
+			if err != nil {
+				wantCode(t, err, DeadlineExceeded, true)
+				break
+			}
+			if sent++; sent > 2*window/1000 {
+				t.Fatal("the window does not stop the sender")
+			}
+		}
+		if want := window / (1000 + messageCost); sent != want {
+			t.Errorf("%d messages were sent, the window is for %d", sent, want)
+		}
+		y.oneWay.mu.Lock()
+		queued := len(y.oneWay.queue)
+		y.oneWay.mu.Unlock()
+		if queued > sent {
+			t.Errorf("%d messages queued", queued)
+		}
+		parallelChecks(t, x, 500) // a full window stops no calls
+		parallelChecks(t, x, 10)
+		ctx, cancel := context.WithTimeout(background, 20*time.Millisecond)
+		if err := x.Flush(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Flush: %v", err)
+		}
+		cancel()
+		// Waiting senders: one gives up, the others go on.
+		gone, cancel := context.WithCancel(background)
+		var wg sync.WaitGroup
+		wg.Go(func() { wantCode(t, x.Notify(gone, "note", make([]byte, 1000)), Canceled, true) })
+		for range 5 {
+			wg.Go(func() {
+				if err := x.Notify(background, "note", make([]byte, 1000)); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		until(t, "senders to wait", func() bool { return waitingForWindow(x) })
+		cancel()
+		close(unblock)
+		wg.Wait()
+		if err := x.Flush(background); err != nil || handled.Load() != int64(sent+5) {
+			t.Errorf("%d of %d handled after Flush, %v", handled.Load(), sent+5, err)
+		}
+		accounts(t, x, y)
+	})
+}
+
+func TestFlushIsABarrier(t *testing.T) {
+	overTransports(t, func(t *testing.T, transport string) {
+		var handled atomic.Int64
+		m := NewMux()
+		m.Handle("note", HandlerFunc(func(r *Request, _ []byte) ([]byte, error) {
+			switch n := handled.Load(); {
+			case n%7 == 0:
+				takeOverNow(r)
+			case n%50 == 1:
+				handled.Add(1)
+				runtime.Goexit()
+			}
+			runtime.Gosched()
+			handled.Add(1)
+			return nil, nil
+		}))
+		x, y := pair(t, transport, nil, serves(m))
+		if err := x.Flush(background); err != nil {
+			t.Errorf("with nothing sent: %v", err)
+		}
+		var sent int64
+		for i := range 300 {
+			for range i % 5 {
+				if err := x.Notify(background, "note", make([]byte, i*i)); err != nil {
+					t.Fatal(err)
+				}
+				sent++
+			}
+			if err := x.Flush(background); err != nil || handled.Load() != sent {
+				t.Fatalf("round %d: %d of %d handled, %v", i, handled.Load(), sent, err)
+			}
+		}
+		accounts(t, x, y)
+	})
+}
+
+// TestFlushDoesNotWaitForLaterMessages: the credit for what was handled on a
+// goroutine that was taken over is sent before the next handler runs there.
+func TestFlushDoesNotWaitForLaterMessages(t *testing.T) {
+	overTransports(t, func(t *testing.T, transport string) {
+		for _, end := range []string{"returns", "exits"} {
+			first, second := make(chan struct{}), make(chan struct{})
+			entered := make(chan string, 2)
+			m := NewMux()
+			m.HandleFunc("first", func(context.Context, []byte) ([]byte, error) {
+				entered <- "first"
+				<-first
+				if end == "exits" {
+					runtime.Goexit()
+				}
+				return nil, nil
+			})
+			m.HandleFunc("second", func(context.Context, []byte) ([]byte, error) {
+				entered <- "second"
+				<-second
+				return nil, nil
+			})
+			x, y := pair(t, transport, nil, serves(m))
+			if err := x.Notify(background, "first", nil); err != nil {
+				t.Fatal(err)
+			}
+			receive(t, "the first handler", entered)
+			flushed := make(chan error, 1)
+			go func() { flushed <- x.Flush(background) }()
+			until(t, "the request for credit", func() bool {
+				y.out.Lock()
+				defer y.out.Unlock()
+				return y.oneWay.askedFirst > 0
+			})
+			if err := x.Notify(background, "second", nil); err != nil {
+				t.Fatal(err)
+			}
+			until(t, "the second message", func() bool {
+				y.oneWay.mu.Lock()
+				defer y.oneWay.mu.Unlock()
+				return len(y.oneWay.queue) == 1
+			})
+			close(first)
+			receive(t, "the second handler", entered)
+			select {
+			case err := <-flushed:
+				if err != nil {
+					t.Error(err)
+				}
+			case <-time.After(3 * time.Second):
+				t.Errorf("first %s: Flush waits for a message that was sent after it", end)
+			}
+			close(second)
+			if err := x.Flush(background); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+func TestNotifyToAMethodThatIsNotThere(t *testing.T) {
+	overTransports(t, func(t *testing.T, transport string) {
+		m := echoMux(nil)
+		x, y := pair(t, transport, nil, serves(m))
+		// By name it may be sent, and is dropped and counted; later it fails here.
+		sent := 0
+		for range 5 {
+			if x.Notify(background, "nothing", make([]byte, 100<<10)) == nil {
+				sent++
+			}
+		}
+		until(t, "the table", func() bool { return x.Methods() != nil })
+		wantCode(t, x.Notify(background, "nothing", nil), Unimplemented, true)
+		if err := x.Flush(background); err != nil {
+			t.Error(err)
+		}
+		y.out.Lock()
+		handled := y.oneWay.handledMsgs
+		y.out.Unlock()
+		if handled != uint64(sent) {
+			t.Errorf("%d of %d counted", handled, sent)
+		}
+		wantCode(t, x.Notify(background, "echo", make([]byte, defaultMaxMessage+1)), ResourceExhausted, true)
+		got := make(chan string, 1)
+		m.Fallback(HandlerFunc(func(r *Request, _ []byte) ([]byte, error) {
+			got <- r.Method() + ":" + string(r.Payload())
+			return nil, errors.New("dropped")
+		}))
+		until(t, "the fallback", func() bool { return x.theirs.Load().fallback })
+		if err := x.Notify(background, "other", []byte("body")); err != nil {
+			t.Error(err)
+		}
+		if s := receive(t, "the fallback's run", got); s != "other:body" {
+			t.Errorf("%q", s)
+		}
+		accounts(t, x, y)
+	})
+}
