@@ -168,7 +168,7 @@ func FuzzConnScript(f *testing.F) {
 		s := &Server{Mux: fuzzMux(), Config: &Config{CloseTimeout: 50 * time.Millisecond, Limits: adversaryLimits}}
 		defer s.Close()
 		join := func() (net.Conn, <-chan error) {
-			dialled, accepted := fuzzPair(t, network)
+			dialled, accepted := socketPair(t, network)
 			served := make(chan error, 1)
 			go func() { served <- s.ServeConn(context.Background(), accepted) }()
 			dialled.SetDeadline(time.Now().Add(adversaryPatience))
@@ -215,12 +215,4 @@ func FuzzConnScript(f *testing.F) {
 			}
 		}
 	})
-}
-
-// fuzzPair is socketPair without a name in the file system.
-func fuzzPair(t testing.TB, network string) (dialled, accepted net.Conn) {
-	if network == "pipe" {
-		return net.Pipe()
-	}
-	return unixPair(t)
 }
