@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,88 +31,76 @@ type Caller interface {
 
 var _ Caller = (*Conn)(nil)
 
-// outCall is a slot of this side's calls. The slot is free again when the
-// ending has arrived and the last of its own frames has been sent.
+// outCall is a slot of this side's calls. It belongs to the caller until the
+// caller has the result and frees it; a caller that gives up leaves it to the
+// reader, which frees it when the ending arrives.
 type outCall struct {
-	// pending is who waits for the ending; the reader takes it out when the
-	// ending has arrived. gen is stored before it and tells whether pending
-	// still means this call.
-	pending atomic.Pointer[pendingCall]
-	gen     uint64
+	state atomic.Uint32 // callIdle and so on
+	call  *Call         // stored before the state becomes callWaiting
+	group *callGroup    // of DoAll, or nil
+	done  chan struct{} // gets a token when the call has ended, without group
 
 	// Of a reply in several frames; they belong to the reading role.
 	got, total int
 
 	// Guarded by out's lock.
-	cost     int    // of the request, against the other side's budget
-	end      uint64 // where the request ends in the byte stream, once whole
-	whole    bool   // no more frames of the request will be sent
-	answered bool   // the ending has arrived, and only whole is missing
-	cancel   bool   // CANCEL is to be sent
+	cost   int    // of the request, against the other side's budget
+	end    uint64 // where the request ends in the byte stream, once whole
+	whole  bool   // the request has been appended in whole
+	cancel bool   // CANCEL is to be sent
 }
 
-// pendingCall is a caller's end of a call. It is used again for other calls,
-// with a new gen, unless the caller gave up waiting.
-type pendingCall struct {
-	state atomic.Uint64 // gen<<2 | one of the states
-	gen   uint64
-	call  *Call
-	group *callGroup    // of DoAll, or nil
-	done  chan struct{} // one token when the call has ended, without group
-}
-
+// The states of a slot. Who moves it from waiting to delivering may write the
+// result, and nobody else touches the Call meanwhile.
 const (
-	callWaiting    = iota // for the ending
-	callDelivering        // somebody holds the right to write the result
-	callAbandoned         // the caller has gone
+	callIdle       = iota // nothing is asked, or the ending has been delivered
+	callWaiting           // for the ending
+	callDelivering        // the result, or a part of it, is being written
+	callAbandoned         // the caller has gone: the ending frees the slot
 )
+
+// claim gets the right to write the result.
+func (e *outCall) claim() bool { return e.state.CompareAndSwap(callWaiting, callDelivering) }
+
+// abandon ends the caller's interest. False means that the result is being
+// written or is there.
+func (e *outCall) abandon() bool {
+	for !e.state.CompareAndSwap(callWaiting, callAbandoned) {
+		if e.state.Load() == callIdle {
+			return false
+		}
+		runtime.Gosched() // a part of the reply is being copied
+	}
+	return true
+}
+
+// finish hands the result to the caller. Who calls it has claimed the slot.
+func (e *outCall) finish(err error) {
+	e.call.Err = err
+	g := e.group
+	e.state.Store(callIdle)
+	if g != nil {
+		g.end(1)
+		return
+	}
+	e.done <- struct{}{}
+}
 
 // callGroup is what the calls of one DoAll share: one wake-up.
 type callGroup struct {
 	left atomic.Int64
 	done chan struct{}
+	ids  []uint32 // the calls' slots, 0 for those without
 }
 
-var pendingCalls = sync.Pool{New: func() any { return &pendingCall{done: make(chan struct{}, 1)} }}
-
-func newPending(call *Call, group *callGroup) *pendingCall {
-	p := pendingCalls.Get().(*pendingCall)
-	p.gen++
-	p.call, p.group = call, group
-	p.state.Store(p.gen<<2 | callWaiting)
-	return p
-}
-
-// recycle gives p back. Only its owner may, when nobody else holds its gen.
-func (p *pendingCall) recycle() {
-	p.call, p.group = nil, nil
-	pendingCalls.Put(p)
-}
-
-// claim gets the right to write the result of the call that p was for when its gen was gen.
-func (p *pendingCall) claim(gen uint64) bool {
-	return p.state.CompareAndSwap(gen<<2|callWaiting, gen<<2|callDelivering)
-}
-
-// unclaim gives it back: more of the reply is to come.
-func (p *pendingCall) unclaim(gen uint64) { p.state.Store(gen<<2 | callWaiting) }
-
-// abandon ends the caller's interest. False means that the result is being written.
-func (p *pendingCall) abandon() bool {
-	return p.state.CompareAndSwap(p.gen<<2|callWaiting, p.gen<<2|callAbandoned)
-}
-
-// finish wakes the caller. Who calls it has claimed p, and lets go of it.
-func (p *pendingCall) finish(err error) {
-	p.call.Err = err
-	if g := p.group; g != nil {
-		if g.left.Add(-1) == 0 {
-			g.done <- struct{}{}
-		}
-		return
+// end counts n ended calls.
+func (g *callGroup) end(n int64) {
+	if g.left.Add(-n) == 0 {
+		g.done <- struct{}{}
 	}
-	p.done <- struct{}{}
 }
+
+var callGroups = sync.Pool{New: func() any { return &callGroup{done: make(chan struct{}, 1)} }}
 
 // Call calls a method of the other side and returns its reply, which is the
 // caller's. req is not touched after Call returns. When ctx ends, Call returns
@@ -128,31 +117,36 @@ func (c *Conn) Call(ctx context.Context, method string, req []byte) ([]byte, err
 // Do makes the call that c describes. It differs from Call in that the reply is
 // appended to a slice of the caller's, so that nothing need be allocated.
 func (c *Conn) Do(ctx context.Context, call *Call) error {
-	p := newPending(call, nil)
-	call.Err = nil
+	alone := c.expecting.Add(1) == 1
 	c.out.Lock()
-	id, err := c.begin(ctx, p)
-	alone := c.expecting.Load() == 1
+	id, e, err := c.begin(ctx, call, nil)
 	turn := c.out.Turn(alone)
 	c.out.Unlock()
-	if err != nil {
-		return c.begunWithError(p, err)
-	}
-	c.out.FlushTurn(turn)
-	return c.await(ctx, p, id, alone)
-}
-
-// begunWithError sorts out a call that could not be sent in whole.
-func (c *Conn) begunWithError(p *pendingCall, err error) error {
-	if errors.Is(err, errStopped) { // its ending was here first
-		<-p.done
-		err = p.call.Err
-		p.recycle()
+	if e == nil {
 		return err
 	}
-	if p.state.Load() == p.gen<<2|callWaiting {
-		p.recycle() // never had a slot
+	if err == nil {
+		c.out.FlushTurn(turn)
 	}
+	if !alone || !c.borrow(e) {
+		c.ensureReader()
+		if done := ctx.Done(); done == nil {
+			<-e.done
+		} else {
+			select {
+			case <-e.done:
+			case <-done:
+				if c.abandon(e, id) {
+					return callError(ctx.Err(), call.Method, false)
+				}
+				<-e.done // it was being delivered
+			}
+		}
+	}
+	err = call.Err
+	c.out.Lock()
+	c.freeSlot(id, e)
+	c.out.Unlock()
 	return err
 }
 
@@ -161,67 +155,64 @@ func (c *Conn) begunWithError(p *pendingCall, err error) error {
 // of calls; each has its Err. It costs one wake-up where as many Do would cost
 // one each. When ctx ends, the calls that have not ended end with its error.
 func (c *Conn) DoAll(ctx context.Context, calls []*Call) error {
-	g := &callGroup{done: make(chan struct{}, 1)}
+	g := callGroups.Get().(*callGroup)
+	g.ids = g.ids[:0]
 	g.left.Store(int64(len(calls)) + 1) // one for this loop, so that the end is not seen too early
-	pending := make([]*pendingCall, len(calls))
-	ids := make([]uint32, len(calls))
+	c.expecting.Add(int64(len(calls)))
 	c.out.Lock()
-	for i, call := range calls {
-		call.Err = nil
-		p := newPending(call, g)
-		id, err := c.begin(ctx, p)
-		if err != nil {
-			if !errors.Is(err, errStopped) { // else counted by who ended it
-				call.Err = err
-				g.left.Add(-1)
-				p.abandon()
-				p = nil
-			}
+	for _, call := range calls {
+		id, e, err := c.begin(ctx, call, g)
+		if e == nil {
+			call.Err = err
+			g.end(1)
 		}
-		pending[i], ids[i] = p, id
+		g.ids = append(g.ids, id)
 		if c.out.Eager() {
 			c.flushLocked()
 		}
 	}
 	c.out.Unlock()
 	c.out.Flush()
-	if g.left.Add(-1) > 0 {
-		c.awaitAll(ctx, g, pending, ids)
+	c.ensureReader()
+	g.end(1)
+	select {
+	case <-g.done:
+	case <-ctx.Done():
+		c.abandonAll(ctx, g, calls)
 	}
 	var first error
-	for i, call := range calls {
-		if first == nil {
-			first = call.Err
+	c.out.Lock()
+	for i, id := range g.ids {
+		if id != 0 {
+			c.freeSlot(id, c.calls.at(id))
 		}
-		if p := pending[i]; p != nil {
-			p.recycle()
+		if first == nil {
+			first = calls[i].Err
 		}
 	}
+	c.out.Unlock()
+	callGroups.Put(g)
 	return first
 }
 
-// awaitAll waits for the group, and abandons what is left of it when ctx ends.
-func (c *Conn) awaitAll(ctx context.Context, g *callGroup, pending []*pendingCall, ids []uint32) {
-	c.ensureReader()
-	select {
-	case <-g.done:
-		return
-	case <-ctx.Done():
-	}
+// abandonAll gives up what has not ended of a group, and waits for what is
+// being delivered.
+func (c *Conn) abandonAll(ctx context.Context, g *callGroup, calls []*Call) {
+	abandoned := int64(0)
 	c.out.Lock()
-	for i, p := range pending {
-		if p != nil && p.abandon() {
-			c.cancelLocked(p, ids[i])
-			p.call.Err = callError(ctx.Err(), p.call.Method, false)
-			pending[i] = nil // never to be used again
-			if g.left.Add(-1) == 0 {
-				g.done <- struct{}{}
-			}
+	for i, id := range g.ids {
+		if id != 0 && c.abandonLocked(c.calls.at(id), id) {
+			calls[i].Err = callError(ctx.Err(), calls[i].Method, false)
+			g.ids[i] = 0
+			abandoned++
 		}
 	}
 	c.out.Unlock()
 	c.out.Flush()
-	<-g.done // what is left is being delivered
+	if abandoned > 0 {
+		g.end(abandoned)
+	}
+	<-g.done
 }
 
 // callError wraps an error that ended a call on this side.
@@ -234,42 +225,65 @@ func callError(err error, method string, notRun bool) error {
 }
 
 // begin waits until the call may be sent, takes a slot and appends the request.
-// It is called and returns with out's lock held. An error means that nobody
-// waits for p any more, except errStopped, after which p is or will be finished.
-func (c *Conn) begin(ctx context.Context, p *pendingCall) (uint32, error) {
-	call := p.call
+// It is called and returns with out's lock held, after the caller has counted
+// the call in expecting. Without a slot the call has ended with the error;
+// otherwise its ending will come.
+func (c *Conn) begin(ctx context.Context, call *Call, g *callGroup) (uint32, *outCall, error) {
+	call.Err = nil
 	code, err := c.methodNumber(call.Method)
 	if err != nil {
-		return 0, err
+		c.expecting.Add(-1)
+		return 0, nil, err
 	}
 	m := message{kind: FrameCall, code: code, name: call.Method, payload: call.Request}
 	m.deadline, _ = ctx.Deadline()
-	if err := c.admitCall(ctx, &m); err != nil {
-		return 0, callError(err, call.Method, true)
+	if !c.mayBegin(ctx, &m) {
+		if err := c.admitCall(ctx, &m); err != nil {
+			c.expecting.Add(-1)
+			return 0, nil, callError(err, call.Method, true)
+		}
 	}
-	var id uint32
-	if n := len(c.free); n > 0 {
-		id = c.free[n-1]
-		c.free = c.free[:n-1]
-	} else {
-		c.used++
-		id = c.used
-	}
-	e := c.calls.grow(id)
-	e.gen, e.cost = p.gen, len(call.Request)+messageCost
-	e.end, e.whole, e.answered, e.cancel = 0, false, false, false
-	e.pending.Store(p)
+	id, e := c.takeSlot()
+	e.call, e.group = call, g
+	e.cost, e.end, e.whole, e.cancel = len(call.Request)+messageCost, 0, false, false
+	e.state.Store(callWaiting)
 	c.reserved += e.cost
-	c.expecting.Add(1)
-	c.callsSent.Add(1)
+	c.callsSent++
 	m.id = id
-	if m.size() <= c.limits.frame {
+	if code != 0 && m.deadline.IsZero() && len(call.Request) <= c.limits.frame {
+		c.out.Put(append(appendHeader(c.out.Buffer(), FrameCall, 0, code, id, len(call.Request)), call.Request...))
+	} else if m.size() <= c.limits.frame {
 		c.out.Put(m.append(c.out.Buffer(), len(m.payload)))
-	} else if err := c.beginLarge(ctx, p, e, &m); err != nil {
-		return id, err
+	} else if whole, err := c.beginLarge(ctx, e, &m); !whole {
+		return 0, nil, err
 	}
 	e.whole, e.end = true, c.out.Position()
-	return id, nil
+	return id, e, nil
+}
+
+// takeSlot returns a free slot. Called under out's lock, when there is one.
+func (c *Conn) takeSlot() (uint32, *outCall) {
+	if n := len(c.free); n > 0 {
+		id := c.free[n-1]
+		c.free = c.free[:n-1]
+		return id, c.calls.at(id)
+	}
+	c.used++
+	e := c.calls.grow(c.used)
+	e.done = make(chan struct{}, 1)
+	return c.used, e
+}
+
+// slotFor reports whether there are a slot and request bytes for a request.
+func (c *Conn) slotFor(size int) bool {
+	return (len(c.free) > 0 || int(c.used) < c.limits.calls) &&
+		(c.reserved == 0 || c.reserved+size+messageCost <= c.limits.requestBytes)
+}
+
+// mayBegin reports whether nothing stands against a call, as is usual.
+func (c *Conn) mayBegin(ctx context.Context, m *message) bool {
+	return !c.life.refuses && m.deadline.IsZero() && c.admit.Empty() && c.slotFor(len(m.payload)) &&
+		m.size() <= c.limits.frame && c.out.HasRoom(m.size()+frameHeaderLen) && ctx.Err() == nil
 }
 
 // messageCost is what a message counts beside its payload.
@@ -278,7 +292,6 @@ const messageCost = 64
 // admitCall waits until nothing stands against the call: the connection is
 // open, there are a slot and request bytes on the other side, and room here.
 func (c *Conn) admitCall(ctx context.Context, m *message) error {
-	cost := len(m.payload) + messageCost
 	if len(m.payload) > c.limits.message {
 		return &Error{Code: ResourceExhausted, Op: "call", Addr: m.name, notRun: true,
 			Message: fmt.Sprintf("request of %d bytes, the other side takes %d", len(m.payload), c.limits.message)}
@@ -286,10 +299,7 @@ func (c *Conn) admitCall(ctx context.Context, m *message) error {
 	if c.limits.calls == 0 {
 		return &Error{Code: Unimplemented, Op: "call", Addr: m.name, Message: "the other side serves no calls", notRun: true}
 	}
-	free := func() bool {
-		return (len(c.free) > 0 || int(c.used) < c.limits.calls) &&
-			(c.reserved == 0 || c.reserved+cost <= c.limits.requestBytes)
-	}
+	free := func() bool { return c.slotFor(len(m.payload)) }
 	for waited := false; ; {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -338,88 +348,73 @@ func (c *Conn) waitFor(ctx context.Context, g *batch.Gate, open func() bool) err
 	return c.out.Wait(ctx, g, open)
 }
 
-// beginLarge appends a request that takes several frames. When it fails, what
-// was begun is aborted.
-func (c *Conn) beginLarge(ctx context.Context, p *pendingCall, e *outCall, m *message) error {
-	gen := p.gen
-	begun, err := c.sendFragments(ctx, m, func() bool { return p.state.Load() != gen<<2|callWaiting })
+// beginLarge appends a request that takes several frames. When it cannot be sent
+// in whole, what was begun is aborted, the slot is free or will be, and the call
+// has ended with the error.
+func (c *Conn) beginLarge(ctx context.Context, e *outCall, m *message) (whole bool, err error) {
+	begun, err := c.sendFragments(ctx, m, func() bool { return e.state.Load() == callIdle })
 	if err == nil {
-		return nil
+		return true, nil
 	}
 	if begun && !c.life.ended { // else GOAWAY has been sent
 		c.out.Put(appendFrameHeader(c.out.Buffer(), FrameHeader{Type: FrameAbort, ID: m.id}))
-		c.out.Signal()
 		c.out.Kick()
 	}
-	e.whole = true
-	if !p.abandon() {
-		err = errStopped
+	err = callError(err, m.name, true)
+	switch {
+	case begun && e.abandon():
+		return false, err // the ending will free the slot
+	case !begun && e.abandon():
+		e.state.Store(callIdle)
+		c.expecting.Add(-1)
+	default: // it has ended already, well or not
+		err = e.call.Err
+		e.drop()
 	}
-	if !begun {
-		e.pending.Store(nil)
+	c.freeSlot(m.id, e)
+	return false, err
+}
+
+// drop takes back what finish has left: the call counts as never begun.
+func (e *outCall) drop() {
+	if e.group != nil {
+		e.group.left.Add(1) // its maker counts it again
+		return
 	}
-	if !begun || e.answered {
-		c.freeSlot(m.id, e)
-	}
-	if err == errStopped {
-		return err
-	}
-	return callError(err, m.name, true)
+	<-e.done
 }
 
 // freeSlot makes a slot free for another call. Called under out's lock, when
 // the ending has arrived and nothing more will be sent.
 func (c *Conn) freeSlot(id uint32, e *outCall) {
 	c.reserved -= e.cost
-	e.cost = 0
+	e.call, e.group = nil, nil
 	c.free = append(c.free, id)
-	c.expecting.Add(-1)
-	c.out.Open(&c.admit)
+	if !c.admit.Empty() {
+		c.out.Open(&c.admit)
+	}
 	if c.life.draining {
 		c.out.OpenAll(&c.life.changed)
 	}
 }
 
-// await waits for the ending of a call that was sent. alone says that no other
-// was in flight: its caller may read the reply itself.
-func (c *Conn) await(ctx context.Context, p *pendingCall, id uint32, alone bool) error {
-	if !alone || !c.borrow(p) {
-		c.ensureReader()
-		if done := ctx.Done(); done == nil {
-			<-p.done
-		} else {
-			select {
-			case <-p.done:
-			case <-done:
-				if c.abandon(p, id) {
-					return callError(ctx.Err(), p.call.Method, false)
-				}
-				<-p.done // it is being delivered
-			}
-		}
-	}
-	err := p.call.Err
-	p.recycle()
-	return err
-}
-
 // abandon gives up a call for its caller and has the other side told.
-func (c *Conn) abandon(p *pendingCall, id uint32) bool {
+func (c *Conn) abandon(e *outCall, id uint32) bool {
 	c.out.Lock()
-	ok := p.abandon()
-	if ok {
-		c.cancelLocked(p, id)
-	}
+	ok := c.abandonLocked(e, id)
 	c.out.Unlock()
-	c.out.Flush()
+	if ok {
+		c.out.Flush()
+	}
 	return ok
 }
 
-// cancelLocked has CANCEL sent for an abandoned call, unless its ending has come.
-func (c *Conn) cancelLocked(p *pendingCall, id uint32) {
-	if e := c.calls.at(id); e.pending.Load() == p && e.gen == p.gen {
-		e.cancel = true
-		c.cancels = append(c.cancels, id)
-		c.out.Signal()
+func (c *Conn) abandonLocked(e *outCall, id uint32) bool {
+	if !e.abandon() {
+		return false
 	}
+	e.cancel = true
+	c.cancels = append(c.cancels, id)
+	c.out.Signal()
+	return true
 }

@@ -72,8 +72,12 @@ type TCPConfig struct {
 // LaunchConfig holds the settings of plugin processes. Those that both sides
 // need (MagicCookie) must be the same on both.
 type LaunchConfig struct {
-	StartTimeout time.Duration // from starting the process to its launch line; default 10 s
-	ExitTimeout  time.Duration // how long Close waits for the process to exit before it kills it; default 5 s
+	// StartTimeout is how long the host waits for the launch line, and then the
+	// plugin for the host to connect; default 10 s.
+	StartTimeout time.Duration
+	// ExitTimeout is how long a process has to exit when its connection has ended.
+	// After half of it it gets SIGTERM, after the whole it is killed; default 5 s.
+	ExitTimeout time.Duration
 
 	// MagicCookie is what a plugin expects of its host, so that a plugin that
 	// belongs to another program says so. It is not a secret. Default "plugwire".

@@ -3,7 +3,6 @@ package plugwire
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"os"
@@ -25,8 +24,9 @@ type Conn struct {
 	mux     *Mux // what this side serves; never nil
 	peer    *Peer
 	theirs  atomic.Pointer[peerMethods]
-	limits  limits // announced by the other side: what this side may send
-	version int    // of the application's protocol
+	recent  atomic.Pointer[peerMethod] // the last one called: often the next one too
+	limits  limits                     // announced by the other side: what this side may send
+	version int                        // of the application's protocol
 
 	// What is sent, and the lock that guards the opener's state: see call.go
 	// and oneway.go. Under it nothing blocks and no user code runs.
@@ -39,23 +39,27 @@ type Conn struct {
 	notes    outNotes           // this side's one-way messages
 	life     lifecycle          // what may still be opened, and by whom
 	cancels  []uint32           // slots whose CANCEL is to be sent
-	announce bool               // METHODS is to be sent
-	pong     bool               // PONG is to be sent
-	pingData [8]byte            // what it returns
-	pings    map[uint64]chan struct{}
-	pingLast uint64
-	pingSend bool
+
+	callsSent, callsServed uint64
+	announce               bool    // METHODS is to be sent
+	pong                   bool    // PONG is to be sent
+	pingData               [8]byte // what it returns
+	pings                  map[uint64]chan struct{}
+	pingLast               uint64
+	pingSend               bool
 
 	// What is received: see read.go for who may touch what. Fields without
 	// atomics belong to the holder of the reading role.
 	role          atomic.Uint64
 	watched       atomic.Bool // the monitor looks at role
+	taking        sync.Mutex  // held while a stand-in takes the role
 	lastRole      uint64      // what the monitor saw last
 	quiet         int         // and how often
 	reader        *reader
 	serving       slotTable[inCall] // the other side's calls
 	servingCount  atomic.Int64      // of them, those that have not ended
 	servingBytes  atomic.Int64      // and their request bytes
+	unsettled     atomic.Bool       // there are others whose endings the reader has not passed on
 	oneWay        inNotes           // the other side's one-way messages
 	methodsComing *peerMethods
 	stats         []methodStats
@@ -74,8 +78,6 @@ type Conn struct {
 	onEnd   func()        // the server's bookkeeping
 
 	reads, readBytes atomic.Uint64
-	callsSent        atomic.Uint64
-	callsServed      atomic.Uint64
 }
 
 // NewConn runs the dialling side of the handshake on nc, within ctx and
@@ -178,7 +180,7 @@ func (c *Conn) appendControl(b []byte) []byte {
 		b = appendMethods(b, c.mux.table.Load(), c.limits.frame)
 	}
 	for _, id := range c.cancels {
-		if e := c.calls.at(id); e.cancel {
+		if e := c.calls.at(id); e.cancel { // its ending has not come meanwhile
 			e.cancel = false
 			b = appendFrameHeader(b, FrameHeader{Type: FrameCancel, ID: id})
 		}
@@ -240,7 +242,7 @@ type Stats struct {
 func (c *Conn) Stats() Stats {
 	c.out.Lock()
 	defer c.out.Unlock()
-	return Stats{CallsSent: c.callsSent.Load(), CallsServed: c.callsServed.Load(),
+	return Stats{CallsSent: c.callsSent, CallsServed: c.callsServed,
 		BytesWritten: c.out.Sent(), Writes: c.out.Writes(), BytesRead: c.readBytes.Load(), Reads: c.reads.Load()}
 }
 
@@ -265,13 +267,12 @@ func (c *Conn) endCalls(err error, flushing bool) {
 		c.out.Lock()
 		c.life.ended, c.life.refuses = true, true
 		c.calls.all(func(id uint32, e *outCall) {
-			p := e.pending.Load()
-			if p == nil || !p.claim(e.gen) {
+			if !e.claim() {
 				return
 			}
 			// Who says done has ended every call that it received.
 			notRun := !e.whole || !flushing && e.end > c.out.Taken() || err == error(theyClosedError)
-			p.finish(&Error{Code: Unavailable, Op: "call", Addr: p.call.Method, Err: err, notRun: notRun})
+			e.finish(&Error{Code: Unavailable, Op: "call", Addr: e.call.Method, Err: err, notRun: notRun})
 		})
 		c.openGates()
 		for _, ch := range c.pings {
@@ -333,11 +334,14 @@ func (c *Conn) closeFor(reason error) error {
 	}
 	deadline := time.Now().Add(c.cfg.CloseTimeout)
 	c.endCalls(reason, true)
+	if word := c.role.Load(); word&roleMask == roleHandler {
+		c.takeOver(word) // so that the call is counted
+	}
 	c.out.Lock()
-	if n := c.servingCount.Load(); n == 0 {
+	if c.servingCount.Load() == 0 && !c.unsettled.Load() {
 		c.life.send(goAwayDone)
 	} else { // done would say that calls without an ending did not run
-		c.life.lastWord = appendGoAwayFailed(nil, Unavailable, fmt.Sprintf("closed while %d calls were running", n))
+		c.life.lastWord = appendGoAwayFailed(nil, Unavailable, "closed while calls were running")
 	}
 	c.out.Signal()
 	c.out.Unlock()

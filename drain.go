@@ -88,7 +88,7 @@ func (c *Conn) Shutdown(ctx context.Context) error {
 }
 
 // goAway takes in the other side's GOAWAY.
-func (c *Conn) goAway(h FrameHeader, b []byte) error {
+func (c *Conn) goAway(h *FrameHeader, b []byte) error {
 	if h.Code != goAwayFailed && len(b) > 0 {
 		return fmt.Errorf("plugwire: GOAWAY %d with a payload", h.Code)
 	}

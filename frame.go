@@ -145,11 +145,20 @@ func (h FrameHeader) AppendBinary(dst []byte) ([]byte, error) {
 }
 
 func appendFrameHeader(dst []byte, h FrameHeader) []byte {
-	return append(dst,
-		byte(h.Length), byte(h.Length>>8), byte(h.Length>>16), byte(h.Length>>24),
-		byte(h.Type), byte(h.Flags),
-		byte(h.Code), byte(h.Code>>8),
-		byte(h.ID), byte(h.ID>>8), byte(h.ID>>16), byte(h.ID>>24))
+	return appendHeader(dst, h.Type, h.Flags, h.Code, h.ID, int(h.Length))
+}
+
+// appendHeader is appendFrameHeader of a header that stays in registers.
+func appendHeader(dst []byte, t FrameType, flags FrameFlags, code uint16, id uint32, length int) []byte {
+	var b [frameHeaderLen]byte
+	putHeader(b[:], t, flags, code, id, length)
+	return append(dst, b[:]...)
+}
+
+// putHeader writes a header to the first 12 bytes of b.
+func putHeader(b []byte, t FrameType, flags FrameFlags, code uint16, id uint32, length int) {
+	binary.LittleEndian.PutUint32(b[8:], id)
+	binary.LittleEndian.PutUint64(b, uint64(uint32(length))|uint64(t)<<32|uint64(flags)<<40|uint64(code)<<48)
 }
 
 // decodeFrameHeader reads a header from the first 12 bytes of b without judging it.
@@ -177,7 +186,7 @@ func ParseFrameHeader(b []byte) (FrameHeader, error) {
 }
 
 // check reports a type or flag that the protocol does not have.
-func (h FrameHeader) check() error {
+func (h *FrameHeader) check() error {
 	if int(h.Type) < len(frameFlagsAllowed) && h.Flags&^frameFlagsAllowed[h.Type] == 0 && h.Type != 0 {
 		return nil
 	}

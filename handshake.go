@@ -212,11 +212,11 @@ func lacking(h, other *hello) string {
 
 // commonVersion returns the highest version that both sides list, or 0 when one
 // lists none. The reason of its error is read on both sides.
-func commonVersion(dialler, listener []uint32) (int, error) {
+func commonVersion[V int | uint32](dialler, listener []V) (int, error) {
 	if len(dialler) == 0 || len(listener) == 0 {
 		return 0, nil
 	}
-	best, found := uint32(0), false
+	best, found := V(0), false
 	for _, v := range dialler {
 		if slices.Contains(listener, v) {
 			best, found = max(best, v), true

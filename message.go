@@ -51,7 +51,7 @@ func (m *message) append(b []byte, n int) []byte {
 	if !m.deadline.IsZero() {
 		h.Flags |= FlagDeadline
 	}
-	b = appendFrameHeader(b, h)
+	b = appendHeader(b, h.Type, h.Flags, h.Code, h.ID, int(h.Length))
 	if part {
 		b = binary.LittleEndian.AppendUint32(b, uint32(len(m.payload)))
 	}
@@ -128,7 +128,7 @@ type prefix struct {
 }
 
 // parsePrefix reads the fields before the payload that h's flags announce.
-func parsePrefix(h FrameHeader, b []byte, maxMessage int) (p prefix, payload []byte, err error) {
+func parsePrefix(h *FrameHeader, b []byte, maxMessage int) (p prefix, payload []byte, err error) {
 	f := fieldReader{b: b}
 	if h.Flags&FlagBegin != 0 {
 		total := f.u32()
@@ -173,7 +173,7 @@ type assembly struct {
 
 // add appends a fragment. The buffer grows as bytes arrive, never by more than
 // double. whole reports that the message is complete.
-func (a *assembly) add(h FrameHeader, b []byte) (whole bool, err error) {
+func (a *assembly) add(h *FrameHeader, b []byte) (whole bool, err error) {
 	have := len(a.buf) + len(b)
 	more := h.Flags&FlagMore != 0
 	switch {

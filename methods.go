@@ -16,7 +16,7 @@ const (
 // peerMethods is what the other side serves, as far as it has said. It is
 // immutable once callers can see it.
 type peerMethods struct {
-	byName   map[string]uint16
+	byName   map[string]*peerMethod
 	numbers  map[uint16]struct{} // those in byName
 	names    []string            // in the order announced
 	fallback bool                // names that are not listed may be called by name
@@ -52,6 +52,12 @@ func setFrameLength(dst []byte, start int) {
 	binary.LittleEndian.PutUint32(dst[start:], uint32(len(dst)-start-frameHeaderLen))
 }
 
+// peerMethod is one of them.
+type peerMethod struct {
+	name   string
+	number uint16
+}
+
 // says reports whether every entry of a METHODS payload is in p already. A table
 // that is sent again and again then costs no copy of what is known.
 func (p *peerMethods) says(b []byte) bool {
@@ -62,7 +68,7 @@ func (p *peerMethods) says(b []byte) bool {
 		if f.bad || number == 0 && (len(name) > 0 || !p.fallback) {
 			return false
 		}
-		if old, ok := p.byName[string(name)]; number != 0 && (!ok || old != uint16(number)) {
+		if old := p.byName[string(name)]; number != 0 && (old == nil || old.number != uint16(number)) {
 			return false
 		}
 	}
@@ -85,8 +91,8 @@ func (p *peerMethods) parse(b []byte) error {
 			return fmt.Errorf("plugwire: method table entry %d %q", number, name)
 		}
 		if old, ok := p.byName[name]; ok {
-			if old != uint16(number) {
-				return fmt.Errorf("plugwire: method %q renumbered from %d to %d", name, old, number)
+			if old.number != uint16(number) {
+				return fmt.Errorf("plugwire: method %q renumbered from %d to %d", name, old.number, number)
 			}
 			continue
 		}
@@ -96,7 +102,7 @@ func (p *peerMethods) parse(b []byte) error {
 		if _, taken := p.numbers[uint16(number)]; taken {
 			return fmt.Errorf("plugwire: method number %d is now %q, and was another before", number, name)
 		}
-		p.byName[name] = uint16(number)
+		p.byName[name] = &peerMethod{name, uint16(number)}
 		p.numbers[uint16(number)] = struct{}{}
 		p.names = append(p.names, name)
 	}
@@ -113,11 +119,11 @@ func (c *Conn) announceMethods() {
 }
 
 // readMethods takes in a METHODS frame. The reader calls it.
-func (c *Conn) readMethods(h FrameHeader, b []byte) error {
+func (c *Conn) readMethods(h *FrameHeader, b []byte) error {
 	p := c.methodsComing
 	if p == nil {
 		if old := c.theirs.Load(); old == nil {
-			p = &peerMethods{byName: make(map[string]uint16), numbers: make(map[uint16]struct{})}
+			p = &peerMethods{byName: make(map[string]*peerMethod), numbers: make(map[uint16]struct{})}
 		} else if old.says(b) {
 			return nil // whether or not more of the table follows
 		} else {
@@ -148,9 +154,13 @@ func (c *Conn) Methods() []string {
 // methodNumber finds the number to call a method by. 0 means by name: the
 // other side's table is still on its way, or it has a fallback.
 func (c *Conn) methodNumber(name string) (uint16, error) {
+	if m := c.recent.Load(); m != nil && m.name == name {
+		return m.number, nil
+	}
 	if p := c.theirs.Load(); p != nil {
-		if n, ok := p.byName[name]; ok {
-			return n, nil
+		if m := p.byName[name]; m != nil {
+			c.recent.Store(m)
+			return m.number, nil
 		}
 		if !p.fallback {
 			return 0, &Error{Code: Unimplemented, Op: "call", Addr: name, Message: "the other side has no such method", notRun: true}

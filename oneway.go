@@ -16,6 +16,7 @@ import (
 type outNotes struct {
 	sentBytes, sentMsgs       uint64
 	handledBytes, handledMsgs uint64 // as the other side has said
+	left                      int    // cost that may be sent without looking at anything else
 	large                     bool   // a message of several frames is being sent
 	ask                       bool   // CREDIT is to be asked for
 	window                    batch.Gate
@@ -32,6 +33,15 @@ func (n *outNotes) outstanding() uint64 {
 func (n *outNotes) fits(size, window int) bool {
 	have := n.outstanding()
 	return !n.large && (have == 0 || have+uint64(size)+messageCost <= uint64(window))
+}
+
+// allow works out left anew.
+func (n *outNotes) allow(c *Conn) {
+	n.left = 0
+	if !c.life.refuses && !n.large && n.window.Empty() {
+		n.left = max(c.limits.oneWay-int(n.outstanding()), 0)
+		n.left = min(n.left, c.limits.oneWay)
+	}
 }
 
 func (n *outNotes) appendAsk(b []byte) []byte {
@@ -52,80 +62,79 @@ func (c *Conn) Notify(ctx context.Context, method string, msg []byte) error {
 	if err != nil {
 		return err
 	}
+	cost := len(msg) + messageCost
 	c.out.Lock()
-	m := message{kind: FrameNotify, code: code, name: method, payload: msg}
-	size := m.size()
-	for first := true; ; first = false {
-		ready := c.notes.fits(len(msg), c.limits.oneWay) && (!first || c.notes.window.Empty()) && !c.life.refuses &&
-			size <= c.limits.frame && c.out.HasRoom(size+frameHeaderLen) && ctx.Err() == nil
-		if ready {
-			break
-		}
-		again, err := c.notifySlow(ctx, &m)
-		if err != nil || !again {
-			c.out.Unlock()
-			return err
+	n := &c.notes
+	if code != 0 && cost <= n.left && ctx.Err() == nil { // as is usual
+		if b := c.out.Extend(frameHeaderLen + len(msg)); b != nil {
+			n.left -= cost
+			n.sentBytes += uint64(len(msg))
+			n.sentMsgs++
+			putHeader(b, FrameNotify, 0, code, 0, len(msg))
+			copy(b[frameHeaderLen:], msg)
+			c.out.Queue()
+			return nil
 		}
 	}
-	c.out.Put(m.append(c.out.Buffer(), len(msg)))
-	c.notes.sentBytes += uint64(len(msg))
-	c.notes.sentMsgs++
-	c.notified()
+	err = c.notifySlow(ctx, &message{kind: FrameNotify, code: code, name: method, payload: msg})
+	if err != nil {
+		c.out.Unlock()
+		return err
+	}
+	c.out.Queue()
 	return nil
 }
 
-// notified has what was queued sent: by this goroutine when it is worth a
-// write, else by the writer's. It gives up out's lock.
-func (c *Conn) notified() {
-	eager := c.out.Eager()
-	if !eager && !c.out.Busy() {
-		c.out.Kick()
-	}
-	c.out.Unlock()
-	if eager {
-		c.out.Flush()
-	}
-}
-
-// notifySlow does what stands between a message and the buffer: it waits, or
-// sends a large message itself (again is false then).
-func (c *Conn) notifySlow(ctx context.Context, m *message) (again bool, err error) {
+// notifySlow sends a message against which something may stand: it waits until
+// nothing does.
+func (c *Conn) notifySlow(ctx context.Context, m *message) error {
+	n := &c.notes
 	fail := func(err error) error { return callError(err, m.name, true) }
-	if err := ctx.Err(); err != nil {
-		return false, fail(err)
-	}
-	if err := c.life.mayOpen(c); err != nil {
-		return false, fail(err)
-	}
 	if len(m.payload) > c.limits.message {
-		return false, &Error{Code: ResourceExhausted, Op: "call", Addr: m.name, notRun: true,
+		return &Error{Code: ResourceExhausted, Op: "call", Addr: m.name, notRun: true,
 			Message: fmt.Sprintf("message of %d bytes, the other side takes %d", len(m.payload), c.limits.message)}
 	}
-	fits := func() bool { return c.notes.fits(len(m.payload), c.limits.oneWay) }
-	if !fits() || !c.notes.window.Empty() {
-		if !c.notes.large {
-			c.notes.ask = true
-			c.out.Signal()
+	large := m.size() > c.limits.frame
+	fits := func() bool { return n.fits(len(m.payload), c.limits.oneWay) }
+	for waited := false; ; {
+		if err := ctx.Err(); err != nil {
+			return fail(err)
 		}
-		if err := c.waitFor(ctx, &c.notes.window, func() bool { return fits() || c.life.mayOpen(c) != nil }); err != nil {
-			return false, fail(err)
+		if err := c.life.mayOpen(c); err != nil {
+			return fail(err)
 		}
-		return true, nil
+		if !fits() || !waited && !n.window.Empty() {
+			waited = true
+			if !n.large {
+				n.ask = true
+				c.out.Signal()
+			}
+			n.left = 0 // until nobody waits
+			if err := c.waitFor(ctx, &n.window, func() bool { return fits() || c.life.mayOpen(c) != nil }); err != nil {
+				return fail(err)
+			}
+			continue
+		}
+		if large {
+			return c.notifyLarge(ctx, m)
+		}
+		if ok, err := c.room(ctx, m.size()+frameHeaderLen); err != nil {
+			return fail(err)
+		} else if ok {
+			break
+		}
 	}
-	if m.size() <= c.limits.frame {
-		_, err := c.room(ctx, m.size()+frameHeaderLen)
-		if err != nil {
-			err = fail(err)
-		}
-		return true, err
-	}
-	return false, c.notifyLarge(ctx, m)
+	c.out.Put(m.append(c.out.Buffer(), len(m.payload)))
+	n.sentBytes += uint64(len(m.payload))
+	n.sentMsgs++
+	n.allow(c)
+	return nil
 }
 
 // notifyLarge sends a message of several frames, with which no other mixes.
 func (c *Conn) notifyLarge(ctx context.Context, m *message) error {
 	n := &c.notes
-	n.large = true
+	n.large, n.left = true, 0
 	n.sentBytes += uint64(len(m.payload))
 	n.sentMsgs++
 	first := true
@@ -151,8 +160,8 @@ func (c *Conn) notifyLarge(ctx context.Context, m *message) error {
 		}
 		err = callError(err, m.name, true)
 	}
+	n.allow(c)
 	c.out.Open(&n.window)
-	c.out.Kick()
 	return err
 }
 
@@ -192,6 +201,7 @@ func (c *Conn) credited(b []byte) error {
 			bytes, msgs, n.sentBytes, n.sentMsgs, n.handledBytes, n.handledMsgs)
 	}
 	n.handledBytes, n.handledMsgs = bytes, msgs
+	n.allow(c)
 	c.out.Open(&n.window)
 	c.out.OpenAll(&n.handled)
 	return nil
@@ -290,49 +300,41 @@ func (c *Conn) creditAsked() {
 }
 
 // notify takes in a NOTIFY frame; mine is false when the role was taken over.
-func (rd *reader) notify(h FrameHeader, b []byte) (mine bool, err error) {
+func (rd *reader) notify(h *FrameHeader, b []byte) (mine bool, err error) {
 	c := rd.c
 	n := &c.oneWay
 	rd.served = true
 	switch {
 	case h.ID != 0:
 		return true, fmt.Errorf("plugwire: NOTIFY in slot %d", h.ID)
-	case h.Flags&FlagMeta != 0:
-		return true, errNoMetadata
 	case n.large.total > 0:
 		return rd.notifyPart(h, b)
-	case h.Flags&(FlagBegin|FlagMore) == FlagMore:
-		return true, errNoBegin
 	case c.life.acked.Load():
 		return true, fmt.Errorf("plugwire: NOTIFY after GOAWAY ack")
 	}
-	pre, payload, err := parsePrefix(h, b, c.cfg.Limits.MaxMessage)
-	if err != nil {
-		return true, err
-	}
-	m, err := c.lookUp(h, pre.name)
+	pre, payload, m, err := c.opening(h, b)
 	if err != nil {
 		return true, err
 	}
 	if err := c.noteArrived(max(pre.total, len(payload))); err != nil {
 		return true, err
 	}
-	nt := note{method: m, payload: payload}
+	name := ""
 	if m == nil || m.number == 0 {
-		nt.name = string(pre.name)
+		name = string(pre.name)
 	}
 	if pre.total > 0 {
-		n.largeNote = nt
+		n.largeNote = note{method: m, name: name}
 		n.large.total = pre.total
 		n.large.buf = appendGrown(n.spare[:0], payload, pre.total-len(payload))
 		n.spare = nil
 		return true, nil
 	}
-	return rd.deliver(nt), nil
+	return rd.deliver(m, name, payload), nil
 }
 
 // notifyPart takes in a further fragment of a one-way message.
-func (rd *reader) notifyPart(h FrameHeader, b []byte) (mine bool, err error) {
+func (rd *reader) notifyPart(h *FrameHeader, b []byte) (mine bool, err error) {
 	n := &rd.c.oneWay
 	if h.Flags&^FlagMore != 0 {
 		return true, errBeginTwice
@@ -344,7 +346,7 @@ func (rd *reader) notifyPart(h FrameHeader, b []byte) (mine bool, err error) {
 	nt := n.largeNote
 	nt.payload = n.large.buf
 	n.large, n.largeNote = assembly{}, note{}
-	if mine = rd.deliver(nt); mine && !n.busy.Load() && cap(nt.payload) <= spareBytes {
+	if mine = rd.deliver(nt.method, nt.name, nt.payload); mine && !n.busy.Load() && cap(nt.payload) <= spareBytes {
 		n.spare = nt.payload // handled: the next one may use its buffer
 	}
 	return mine, nil
@@ -372,50 +374,48 @@ func (rd *reader) notifyAborted() error {
 // side must see it: what it has been told is never more than what was handled.
 func (c *Conn) noteArrived(size int) error {
 	n := &c.oneWay
+	left := c.noteWindow(size + messageCost)
 	n.gotBytes += uint64(size)
 	n.gotMsgs++
-	if n.gotBytes-n.seenBytes+messageCost*(n.gotMsgs-n.seenMsgs) <= uint64(c.cfg.Limits.OneWayWindow) {
-		return nil
-	}
-	c.reader.settleNotes()
-	c.out.Lock()
-	n.seenBytes, n.seenMsgs = n.handledBytes, n.handledMsgs
-	c.out.Unlock()
-	have := n.gotBytes - n.seenBytes + messageCost*(n.gotMsgs-n.seenMsgs)
-	if have > uint64(c.cfg.Limits.OneWayWindow) && n.gotMsgs-n.seenMsgs > 1 {
-		return fmt.Errorf("plugwire: one-way messages of %d bytes not yet handled, OneWayWindow is %d", have, c.cfg.Limits.OneWayWindow)
+	if size+messageCost > left && n.gotMsgs-n.seenMsgs > 1 {
+		return fmt.Errorf("plugwire: one-way messages of %d bytes not yet handled, OneWayWindow is %d",
+			c.noteOutstanding(), c.cfg.Limits.OneWayWindow)
 	}
 	return nil
 }
 
 // deliver runs a message's handler, behind those of the messages before it:
 // inline, or by the queue.
-func (rd *reader) deliver(nt note) (mine bool) {
+func (rd *reader) deliver(m *method, name string, payload []byte) (mine bool) {
 	c := rd.c
 	n := &c.oneWay
-	if n.busy.Load() && c.enqueue(nt) {
+	if n.busy.Load() && c.enqueue(note{method: m, name: name, payload: payload}) {
 		return true
 	}
-	if nt.method == nil { // nobody there, and nobody to tell
-		rd.noteBytes += uint64(len(nt.payload))
+	if m == nil { // nobody there, and nobody to tell
+		rd.noteBytes += uint64(len(payload))
 		rd.noteMsgs++
 		return true
 	}
-	if !c.statsOf(nt.method).inline() {
+	if !c.statsOf(m).inline() {
 		n.busy.Store(true)
-		c.enqueue(nt)
+		c.enqueue(note{method: m, name: name, payload: payload})
 		c.workers.run((*noteRunner)(c))
 		return true
 	}
-	rd.note = Request{conn: c, method: nt.method, name: nt.name, payload: nt.payload}
-	rd.enter(nt.method, &rd.note)
-	invoke(nt.method, &rd.note, rd.reply[:0])
+	rd.in = nil
+	r := &rd.note
+	r.conn, r.method, r.name, r.payload = c, m, name, payload
+	rd.noteSize = len(payload)
+	room := rd.replyRoom()
+	rd.enter(m, r)
+	invoke(m, r, room)
 	return rd.noted()
 }
 
 // noted goes on after a handler that ran inline.
 func (rd *reader) noted() (mine bool) {
-	size := uint64(len(rd.note.payload))
+	size := uint64(rd.noteSize)
 	rd.note.release()
 	if rd.leave() {
 		rd.noteBytes += size

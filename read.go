@@ -44,25 +44,47 @@ var readBuffers = sync.Pool{New: func() any { return new(readBuffer) }}
 // stand-in gets a new one.
 type reader struct {
 	c    *Conn
+	head FrameHeader // of the frame at hand
 	buf  *readBuffer // nil while there is nothing in it
 	r, w int
 
-	freed     []uint32 // slots whose calls have ended
-	noteBytes uint64   // one-way messages handled inline
+	endings   int64  // of own calls, taken in since the last settling
+	noteBytes uint64 // one-way messages handled inline since then
 	noteMsgs  uint64
-	made      int // replies since the last flush, and their bytes
-	madeBytes int
-	congested bool   // replies do not leave fast enough
-	served    bool   // frames of the other side's calls and messages were among the last ones
-	delivered bool   // endings of own calls were
-	reply     []byte // what inline handlers append to
-	word      uint64 // the role word while a handler runs
-	current   *method
-	note      Request // the one-way message that is handled inline
-	readFunc  func(fd uintptr) bool
-	n         int // results of readFunc
-	err       error
+	delivered bool // the last frames had endings of own calls
+	served    bool // or calls and messages of the other side's
+
+	out       []byte // frames that end calls whose handlers ran inline
+	put       int    // how many
+	unsettled bool   // calls have run whose endings may still be in out
+	made      int    // how many have been made since the last flush
+	congested bool   // they do not leave fast enough
+
+	// Of the handler that runs inline.
+	word     uint64  // the role word meanwhile
+	marks    [2]mark // where a stand-in goes on, by the role word's epoch
+	current  *method
+	in       *inCall // or nil: note
+	note     Request
+	noteSize int
+
+	// Of fill.
+	readFunc func(fd uintptr) bool
+	n        int
+	err      error
 }
+
+// A mark is what a stand-in needs to know of a reader whose handler runs: there
+// is one for each of two successive epochs, so that the next can be written
+// while the present one may be read.
+type mark struct {
+	r                   int    // behind the handler's frame
+	noteBytes, noteMsgs uint64 // without the handler's
+	gotBytes, gotMsgs   uint64 // with it
+}
+
+// markOf returns the index of the mark that belongs to a role word.
+func markOf(word uint64) uint64 { return word / (roleMask + 1) % 2 }
 
 func newReader(c *Conn) *reader {
 	rd := &reader{c: c}
@@ -184,7 +206,11 @@ func (rd *reader) process(borrowed bool) verdict {
 			return needMore
 		}
 		b := rd.buf[rd.r:rd.w]
-		h := decodeFrameHeader(b)
+		// The header is read and passed field by field: a copy of the struct
+		// would wait for the stores of its parts.
+		h := &rd.head
+		h.Length, h.Type, h.Flags = binary.LittleEndian.Uint32(b), FrameType(b[4]), FrameFlags(b[5])
+		h.Code, h.ID = binary.LittleEndian.Uint16(b[6:]), binary.LittleEndian.Uint32(b[8:])
 		err := h.check()
 		if err == nil && c.life.theyAreDone {
 			err = fmt.Errorf("plugwire: %v after GOAWAY done", h.Type)
@@ -208,6 +234,14 @@ func (rd *reader) process(borrowed bool) verdict {
 			case FrameCall:
 				mine, err = rd.call(h, payload)
 			case FrameNotify:
+				if m := rd.plainNote(h); m != nil {
+					rd.r -= end
+					var ran bool
+					if ran, mine = rd.noteRun(m); ran {
+						break
+					}
+					rd.r += end
+				}
 				mine, err = rd.notify(h, payload)
 			case FrameReply, FrameError:
 				err = rd.ending(h, payload)
@@ -233,7 +267,7 @@ func (rd *reader) process(borrowed bool) verdict {
 }
 
 // controlFrame takes in the frames that are no messages.
-func (rd *reader) controlFrame(h FrameHeader, b []byte) error {
+func (rd *reader) controlFrame(h *FrameHeader, b []byte) error {
 	c := rd.c
 	switch h.Type {
 	case FrameMethods:
@@ -285,10 +319,13 @@ func (rd *reader) controlFrame(h FrameHeader, b []byte) error {
 }
 
 // ending takes in a REPLY or ERROR.
-func (rd *reader) ending(h FrameHeader, b []byte) error {
+func (rd *reader) ending(h *FrameHeader, b []byte) error {
 	c := rd.c
 	e := c.calls.at(h.ID)
-	if e == nil || e.pending.Load() == nil {
+	if e == nil || e.state.Load() == callIdle {
+		if c.ended.Load() {
+			return nil // this side has just closed
+		}
 		return fmt.Errorf("plugwire: %v in slot %d, where nothing was asked", h.Type, h.ID)
 	}
 	if h.Flags&FlagBack == 0 {
@@ -297,8 +334,7 @@ func (rd *reader) ending(h FrameHeader, b []byte) error {
 	if h.Flags&FlagMeta != 0 {
 		return errNoMetadata
 	}
-	p, gen := e.pending.Load(), e.gen
-	var result error
+	var failed *Error
 	more := false
 	if h.Type == FrameError {
 		if e.total > 0 {
@@ -308,34 +344,49 @@ func (rd *reader) ending(h FrameHeader, b []byte) error {
 		if err != nil {
 			return err
 		}
-		result = &Error{Code: statusOf(h.Code), Op: "call", Message: string(text), Detail: append([]byte(nil), detail...), notRun: h.Flags&FlagNotRun != 0}
-	} else {
+		failed = &Error{Code: statusOf(h.Code), Op: "call", Message: string(text), Detail: append([]byte(nil), detail...), notRun: h.Flags&FlagNotRun != 0}
+	} else if h.Flags&(FlagBegin|FlagMore) != 0 || e.total > 0 || len(b) > c.cfg.Limits.MaxMessage {
 		var err error
 		if b, more, err = c.replyPart(e, h, b); err != nil {
 			return err
 		}
 	}
-	claimed := p.claim(gen) // else the caller has gone, and the reply is dropped
-	if claimed && h.Type == FrameReply {
-		p.call.Reply = appendGrown(p.call.Reply, b, e.total-e.got)
-	}
-	if more {
-		if claimed {
-			p.unclaim(gen)
+	if !e.claim() {
+		if !more {
+			rd.dropEnding(h.ID, e)
 		}
 		return nil
 	}
+	if failed == nil {
+		e.call.Reply = appendGrown(e.call.Reply, b, e.total-e.got)
+	}
+	if more {
+		e.state.Store(callWaiting)
+		return nil
+	}
 	e.got, e.total = 0, 0
-	e.pending.Store(nil)
-	rd.freed = append(rd.freed, h.ID)
-	rd.delivered = true
-	if claimed {
-		if err, ok := result.(*Error); ok {
-			err.Addr = p.call.Method
-		}
-		p.finish(result)
+	rd.endings++
+	if failed != nil {
+		failed.Addr = e.call.Method
+		e.finish(failed)
+	} else {
+		e.finish(nil)
 	}
 	return nil
+}
+
+// dropEnding takes in the ending of a call whose caller has gone.
+func (rd *reader) dropEnding(id uint32, e *outCall) {
+	e.got, e.total = 0, 0
+	if !e.state.CompareAndSwap(callAbandoned, callIdle) {
+		return // the connection has been closed, which ended it
+	}
+	rd.endings++
+	c := rd.c
+	c.out.Lock()
+	e.cancel = false
+	c.freeSlot(id, e)
+	c.out.Unlock()
 }
 
 // statusOf reads a status that goes with a failure: OK would make it a success.
@@ -347,15 +398,9 @@ func statusOf(code uint16) Code {
 }
 
 // replyPart checks a REPLY against what came before it of the same reply.
-func (c *Conn) replyPart(e *outCall, h FrameHeader, b []byte) (part []byte, more bool, err error) {
+func (c *Conn) replyPart(e *outCall, h *FrameHeader, b []byte) (part []byte, more bool, err error) {
 	more = h.Flags&FlagMore != 0
 	if e.total == 0 {
-		if h.Flags&(FlagBegin|FlagMore) == 0 {
-			if len(b) > c.cfg.Limits.MaxMessage {
-				err = fmt.Errorf("plugwire: REPLY of %d bytes, MaxMessage is %d", len(b), c.cfg.Limits.MaxMessage)
-			}
-			return b, false, err
-		}
 		if h.Flags&FlagBegin == 0 {
 			return nil, false, errNoBegin
 		}
@@ -383,25 +428,27 @@ var (
 	errEmptyPart  = errors.New("plugwire: an empty fragment continues a message")
 )
 
-// settle does what was put off while frames were taken in: slots become free,
-// credit is due, replies leave.
+// settle does what was put off while frames were taken in: credit is due,
+// replies leave.
 func (rd *reader) settle() {
 	c := rd.c
-	if len(rd.freed) > 0 {
-		c.out.Lock()
-		for _, id := range rd.freed {
-			if e := c.calls.at(id); e.whole {
-				c.freeSlot(id, e)
-			} else {
-				e.answered = true
-			}
-		}
-		c.out.Unlock()
-		rd.freed = rd.freed[:0]
+	if rd.endings > 0 {
+		c.expecting.Add(-rd.endings)
+		rd.endings = 0
+		rd.delivered = true
 	}
 	rd.settleNotes()
-	rd.made, rd.madeBytes = 0, 0
-	c.out.Flush()
+	rd.putReplies()
+	if rd.unsettled {
+		rd.unsettled = false
+		c.unsettled.Store(false)
+	}
+	if rd.made > 0 {
+		rd.made = 0
+		c.out.Flush()
+	} else {
+		c.out.FlushControl()
+	}
 }
 
 func (rd *reader) settleNotes() {
@@ -432,10 +479,10 @@ func (c *Conn) freeRole() bool {
 	return c.expecting.Load() == 0 || !c.role.CompareAndSwap(word, nextRole(word, roleReading))
 }
 
-// borrow has the caller of p, the only one in flight, read its reply itself: it
+// borrow has the caller of e, the only one in flight, read its reply itself: it
 // saves two changes of goroutine. It reports whether the call has ended; when
 // not, a reader's goroutine reads and the caller waits like any other.
-func (c *Conn) borrow(p *pendingCall) bool {
+func (c *Conn) borrow(e *outCall) bool {
 	word := c.role.Load()
 	if c.raw == nil || word&roleMask != roleFree || !c.role.CompareAndSwap(word, nextRole(word, roleBorrowed)) {
 		return false
@@ -453,7 +500,7 @@ func (c *Conn) borrow(p *pendingCall) bool {
 		}
 		if v == needMore {
 			select {
-			case <-p.done:
+			case <-e.done:
 				rd.settle()
 				if rd.w == rd.r {
 					rd.releaseBuffer()
@@ -501,18 +548,25 @@ func (c *Conn) ensureReader() {
 // takeOver gives the role of a reader that is in a handler to a stand-in, which
 // reads on behind the frame that the handler works on.
 func (c *Conn) takeOver(word uint64) {
-	next := nextRole(word, roleReading)
-	if !c.role.CompareAndSwap(word, next) {
+	c.taking.Lock()
+	defer c.taking.Unlock()
+	if !c.role.CompareAndSwap(word, nextRole(word, roleReading)) {
 		return
 	}
 	old, rd := c.reader, newReader(c)
-	if old.w > old.r {
+	m := old.marks[markOf(word)]
+	if old.w > m.r {
 		rd.ensureBuffer()
-		rd.w = copy(rd.buf[:], old.buf[old.r:old.w])
+		rd.w = copy(rd.buf[:], old.buf[m.r:old.w])
 	}
-	rd.freed, old.freed = old.freed, nil
-	rd.noteBytes, rd.noteMsgs = old.noteBytes, old.noteMsgs
-	if old.note.conn != nil {
+	rd.endings, rd.made = old.endings, old.made
+	rd.noteBytes, rd.noteMsgs = m.noteBytes, m.noteMsgs
+	c.oneWay.gotBytes, c.oneWay.gotMsgs = m.gotBytes, m.gotMsgs
+	old.putReplies() // the handler writes behind them
+	c.unsettled.Store(false)
+	if old.in != nil {
+		c.keep(old.in)
+	} else {
 		c.oneWay.busy.Store(true) // its goroutine handles the messages that follow
 	}
 	c.caught(old.current)

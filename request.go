@@ -97,7 +97,7 @@ func (c *Conn) newContext(r *Request) *requestContext {
 	ctx.deadline = r.deadline
 	if r.in != nil {
 		r.in.ctx.Store(ctx)
-		if r.in.cancelled.Load() { // before the context was there to be told
+		if r.in.state.Load() == inCancelled { // before the context was there to be told
 			ctx.cancel(context.Canceled)
 		}
 	} else {
@@ -199,13 +199,15 @@ func (x *requestContext) cancel(err error) {
 
 // release ends the context when its handler has returned.
 func (r *Request) release() {
-	if r.ctx != nil {
-		r.ctx.cancel(context.Canceled)
-		if r.in != nil {
-			r.in.ctx.Store(nil)
-		} else {
-			r.conn.oneWay.ctx.Store(nil)
-		}
+	r.reader, r.payload = nil, nil
+	if r.ctx == nil {
+		return
 	}
-	*r = Request{}
+	r.ctx.cancel(context.Canceled)
+	r.ctx = nil
+	if r.in != nil {
+		r.in.ctx.Store(nil)
+	} else {
+		r.conn.oneWay.ctx.Store(nil)
+	}
 }

@@ -13,37 +13,53 @@ import (
 // Serving the other side's calls: on the reader's goroutine (inline), where a
 // quick handler costs no change of goroutine, or on a worker's.
 
-// inCall is a slot of the other side's calls. It is busy from the call's first
-// frame until its ending is appended.
+// inCall is a slot of the other side's calls.
 type inCall struct {
-	busy      atomic.Bool
-	cancelled atomic.Bool
-	ctx       atomic.Pointer[requestContext] // while the handler runs, if it asked for one
+	// state is inBusy from the first frame until the ending is appended, but
+	// stays inIdle while a handler runs inline and nobody else can see the slot.
+	state atomic.Uint32
+	ctx   atomic.Pointer[requestContext] // while the handler runs, if it asked for one
 
 	conn *Conn
 	id   uint32
 	req  Request
 	cost int64
+	kept bool // counted in the connection's servingCount and servingBytes
 
-	// Of the holder of the reading role.
-	part assembly // of a request in several frames
+	part assembly // of a request in several frames; of the holder of the reading role
 
 	// Of the worker that the call is given to.
-	copied []byte // owns the payload, when it was copied out of the read buffer
-	result []byte // a reply that only has to be sent
+	copied *[]byte // owns the payload, when it was copied out of the read buffer
+	result []byte  // a reply that only has to be sent
 	err    error
 	ready  bool // result and err are there
 }
 
+const (
+	inIdle = iota
+	inBusy
+	inCancelled // and the caller has gone
+)
+
 // cancel passes on that the caller no longer waits.
 func (in *inCall) cancel() {
-	if !in.busy.Load() {
+	if !in.state.CompareAndSwap(inBusy, inCancelled) {
 		return // the ending has crossed it
 	}
-	in.cancelled.Store(true)
 	if ctx := in.ctx.Load(); ctx != nil {
 		ctx.cancel(context.Canceled)
 	}
+}
+
+// keep counts a call that does not end at once. The holder of the reading role calls it.
+func (c *Conn) keep(in *inCall) {
+	if in.kept {
+		return
+	}
+	in.kept = true
+	in.state.Store(inBusy)
+	c.servingCount.Add(1)
+	c.servingBytes.Add(in.cost)
 }
 
 // methodStats decides where a method's handler runs: inline, until it is caught
@@ -90,12 +106,42 @@ func (c *Conn) caught(m *method) {
 	}
 }
 
-// copies are buffers for payloads that leave the read buffer.
-var copies = sync.Pool{New: func() any { return new([]byte) }}
+// copies are buffers for payloads that leave the read buffer, and larges for
+// messages that take several frames.
+var (
+	copies = sync.Pool{New: func() any { return new([]byte) }}
+	larges sync.Pool
+)
+
+// maxLarge is the largest buffer that is used again.
+const maxLarge = 4 << 20
+
+// getLarge returns an empty buffer, perhaps with room for a large message.
+func getLarge() []byte {
+	if b, ok := larges.Get().(*[]byte); ok {
+		return (*b)[:0]
+	}
+	return nil
+}
+
+func putLarge(b []byte) {
+	if cap(b) > maxFrame && cap(b) <= maxLarge {
+		held := b // b itself must not escape
+		larges.Put(&held)
+	}
+}
+
+func putCopy(b *[]byte) {
+	if cap(*b) > maxFrame {
+		putLarge(*b)
+	} else {
+		copies.Put(b)
+	}
+}
 
 // lookUp finds the method of a CALL or NOTIFY: nil when it was called by a name
 // that is not there.
-func (c *Conn) lookUp(h FrameHeader, name []byte) (*method, error) {
+func (c *Conn) lookUp(h *FrameHeader, name []byte) (*method, error) {
 	t := c.mux.table.Load()
 	if h.Code != 0 {
 		if int(h.Code) > len(t.methods) {
@@ -110,7 +156,7 @@ func (c *Conn) lookUp(h FrameHeader, name []byte) (*method, error) {
 }
 
 // call takes in a CALL frame; mine is false when the role was taken over.
-func (rd *reader) call(h FrameHeader, b []byte) (mine bool, err error) {
+func (rd *reader) call(h *FrameHeader, b []byte) (mine bool, err error) {
 	c := rd.c
 	rd.served = true
 	in := c.serving.at(h.ID)
@@ -125,51 +171,68 @@ func (rd *reader) call(h FrameHeader, b []byte) (mine bool, err error) {
 	switch {
 	case h.Flags&(FlagBegin|FlagMore) == FlagMore:
 		return true, errNoBegin
-	case h.Flags&FlagMeta != 0:
-		return true, errNoMetadata
-	case in.busy.Load():
+	case in.state.Load() != inIdle:
 		return true, fmt.Errorf("plugwire: CALL in slot %d, which is in use", h.ID)
 	case c.life.acked.Load():
 		return true, errors.New("plugwire: CALL after GOAWAY ack")
 	}
-	pre, payload, err := parsePrefix(h, b, c.cfg.Limits.MaxMessage)
-	if err != nil {
-		return true, err
-	}
-	m, err := c.lookUp(h, pre.name)
+	pre, payload, m, err := c.opening(h, b)
 	if err != nil {
 		return true, err
 	}
 	in.cost = int64(max(pre.total, len(payload)) + messageCost)
-	if all := c.servingBytes.Add(in.cost); all > int64(c.cfg.Limits.MaxRequestBytes) && all > in.cost {
-		return true, fmt.Errorf("plugwire: requests of %d bytes in flight, MaxRequestBytes is %d", all, c.cfg.Limits.MaxRequestBytes)
+	if before := c.servingBytes.Load(); before > 0 && before+in.cost > int64(c.cfg.Limits.MaxRequestBytes) {
+		return true, fmt.Errorf("plugwire: requests of %d bytes in flight, MaxRequestBytes is %d", before+in.cost, c.cfg.Limits.MaxRequestBytes)
 	}
-	c.servingCount.Add(1)
-	if c.ended.Load() { // Close looks at the count after it has set ended
-		c.servingCount.Add(-1)
-		return true, nil
+	if !rd.unsettled { // Close looks for it after it has set ended
+		rd.unsettled = true
+		c.unsettled.Store(true)
+		if c.ended.Load() {
+			return true, nil
+		}
 	}
-	in.busy.Store(true)
-	in.cancelled.Store(false)
 	in.conn, in.id = c, h.ID
-	in.req = Request{conn: c, method: m, in: in}
+	r := &in.req
+	r.conn, r.method, r.in, r.deadline, r.name = c, m, in, time.Time{}, ""
 	if m == nil || m.number == 0 {
-		in.req.name = string(pre.name)
+		r.name = string(pre.name)
 	}
 	if pre.hasLeft {
-		in.req.deadline = time.Now().Add(pre.left)
+		r.deadline = time.Now().Add(pre.left)
 	}
 	if pre.total > 0 {
 		in.part.total = pre.total
-		in.part.buf = appendGrown(nil, payload, pre.total-len(payload))
+		in.part.buf = appendGrown(getLarge(), payload, pre.total-len(payload))
+		c.keep(in)
 		return true, nil
 	}
-	in.req.payload = payload
-	return rd.dispatch(in)
+	r.payload = payload
+	return rd.dispatch(in, nil), nil
+}
+
+// opening reads what precedes the payload in a CALL or NOTIFY that opens a
+// message, and finds the method.
+func (c *Conn) opening(h *FrameHeader, b []byte) (pre prefix, payload []byte, m *method, err error) {
+	payload = b
+	if h.Flags != 0 || h.Code == 0 || len(b) > c.cfg.Limits.MaxMessage {
+		switch {
+		case h.Flags&(FlagBegin|FlagMore) == FlagMore:
+			err = errNoBegin
+		case h.Flags&FlagMeta != 0:
+			err = errNoMetadata
+		default:
+			pre, payload, err = parsePrefix(h, b, c.cfg.Limits.MaxMessage)
+		}
+		if err != nil {
+			return pre, nil, nil, err
+		}
+	}
+	m, err = c.lookUp(h, pre.name)
+	return pre, payload, m, err
 }
 
 // callPart takes in a further fragment of a request.
-func (rd *reader) callPart(in *inCall, h FrameHeader, b []byte) (mine bool, err error) {
+func (rd *reader) callPart(in *inCall, h *FrameHeader, b []byte) (mine bool, err error) {
 	if h.Flags&^FlagMore != 0 {
 		return true, errBeginTwice
 	}
@@ -177,22 +240,24 @@ func (rd *reader) callPart(in *inCall, h FrameHeader, b []byte) (mine bool, err 
 	if err != nil || !whole {
 		return true, err
 	}
-	in.req.payload, in.part = in.part.buf, assembly{}
-	return rd.dispatch(in)
+	large := in.part.buf
+	in.req.payload, in.part = large, assembly{}
+	return rd.dispatch(in, large), nil
 }
 
 // aborted takes in an ABORT: a request, reply or one-way message that will not be completed.
-func (rd *reader) aborted(h FrameHeader) error {
+func (rd *reader) aborted(h *FrameHeader) error {
 	c := rd.c
 	if h.Flags&FlagBack != 0 {
 		e := c.calls.at(h.ID)
-		if e == nil || e.pending.Load() == nil || e.total == 0 {
+		if e == nil || e.state.Load() == callIdle || e.total == 0 {
 			return fmt.Errorf("plugwire: ABORT in slot %d, where no reply was begun", h.ID)
 		}
+		got := e.got
 		e.got, e.total = 0, 0
-		if p := e.pending.Load(); p.claim(e.gen) {
-			p.call.Reply = p.call.Reply[:0]
-			p.unclaim(e.gen)
+		if e.claim() {
+			e.call.Reply = e.call.Reply[:len(e.call.Reply)-got]
+			e.state.Store(callWaiting)
 		}
 		return nil
 	}
@@ -213,17 +278,19 @@ func (rd *reader) aborted(h FrameHeader) error {
 // slot with it.
 func (rd *reader) refuse(in *inCall, err error) {
 	if rd.isCongested() {
+		rd.c.keep(in)
 		in.req.release()
 		in.err, in.ready = err, true
 		rd.c.workers.run(in)
 		return
 	}
-	rd.c.respondInline(rd, in, nil, err)
+	rd.respond(in, nil, err)
 }
 
 // isCongested reports whether endings do not leave fast enough.
 func (rd *reader) isCongested() bool {
 	if c := rd.c; rd.congested {
+		rd.putReplies()
 		c.out.Lock()
 		rd.congested = c.out.Len() > congested
 		c.out.Unlock()
@@ -234,7 +301,7 @@ func (rd *reader) isCongested() bool {
 // late returns why a request need not run any more, or nil.
 func (in *inCall) late() error {
 	switch {
-	case in.cancelled.Load():
+	case in.state.Load() == inCancelled:
 		return &Error{Code: Canceled, Message: "cancelled before it ran", notRun: true}
 	case !in.req.deadline.IsZero() && !time.Now().Before(in.req.deadline):
 		return &Error{Code: DeadlineExceeded, Message: "the deadline passed before it ran", notRun: true}
@@ -242,36 +309,49 @@ func (in *inCall) late() error {
 	return nil
 }
 
-// dispatch runs a call's handler, inline or on a worker.
-func (rd *reader) dispatch(in *inCall) (mine bool, err error) {
+// dispatch runs a call's handler, inline or on a worker. large is the buffer of
+// the payload when it is not the reader's, or nil; mine is false when the role
+// was taken over.
+func (rd *reader) dispatch(in *inCall, large []byte) (mine bool) {
 	c, m := rd.c, in.req.method
 	if m == nil {
 		rd.refuse(in, &Error{Code: Unimplemented, Message: fmt.Sprintf("no method %q", in.req.name), notRun: true})
-		return true, nil
+		putLarge(large)
+		return true
 	}
 	if err := in.late(); err != nil {
 		rd.refuse(in, err)
-		return true, nil
+		putLarge(large)
+		return true
 	}
-	if rd.isCongested() || !c.statsOf(m).inline() {
-		buf := copies.Get().(*[]byte)
-		*buf = append((*buf)[:0], in.req.payload...)
-		in.copied, in.req.payload = *buf, *buf
+	if large != nil || rd.isCongested() || !c.statsOf(m).inline() {
+		c.keep(in)
+		if large != nil {
+			in.copied = new([]byte)
+			*in.copied = large
+		} else {
+			in.copied = copies.Get().(*[]byte)
+			*in.copied = append((*in.copied)[:0], in.req.payload...)
+			in.req.payload = *in.copied
+		}
 		c.workers.run(in)
-		return true, nil
+		return true
 	}
-	r := &in.req
-	rd.enter(m, r)
-	out, err := invoke(m, r, rd.reply[:0])
-	return rd.handled(in, out, err), nil
+	rd.in = in
+	room := rd.replyRoom()
+	rd.enter(m, &in.req)
+	out, err := invoke(m, &in.req, room)
+	return rd.handled(in, out, err)
 }
 
-// enter marks the role as in a handler. The monitor sees to it that nothing
-// waits for the handler for long.
+// enter marks the role as in a handler. From here to leave, the reader belongs
+// to whoever takes the role over. The monitor sees to it that nothing waits for
+// the handler for long.
 func (rd *reader) enter(m *method, r *Request) {
 	c := rd.c
 	r.reader, rd.current = rd, m
 	rd.word = nextRole(c.role.Load(), roleHandler)
+	rd.marks[markOf(rd.word)] = mark{rd.r, rd.noteBytes, rd.noteMsgs, c.oneWay.gotBytes, c.oneWay.gotMsgs}
 	c.role.Store(rd.word)
 	if !c.watched.Load() {
 		c.watch()
@@ -280,7 +360,16 @@ func (rd *reader) enter(m *method, r *Request) {
 
 // leave takes the role back, or reports that a stand-in has it.
 func (rd *reader) leave() bool {
-	return rd.c.role.CompareAndSwap(rd.word, rd.word&^roleMask|roleReading)
+	c := rd.c
+	if c.role.CompareAndSwap(rd.word, rd.word&^roleMask|roleReading) {
+		m := &rd.marks[markOf(rd.word)]
+		rd.r, rd.noteBytes, rd.noteMsgs = m.r, m.noteBytes, m.noteMsgs
+		c.oneWay.gotBytes, c.oneWay.gotMsgs = m.gotBytes, m.gotMsgs
+		return true
+	}
+	c.taking.Lock() // until what the stand-in does to this reader is done
+	defer c.taking.Unlock()
+	return false
 }
 
 // handled sends the reply of a handler that ran inline.
@@ -291,20 +380,74 @@ func (rd *reader) handled(in *inCall, out []byte, err error) (mine bool) {
 		rd.releaseBuffer()
 		return false
 	}
-	if cap(out) <= maxFrame {
-		rd.reply = out[:0]
-	} else {
-		rd.reply = nil
-	}
 	if err == nil && len(out) > c.limits.frame { // goes out in fragments, with waiting
-		rd.reply = nil
+		c.keep(in)
 		in.req.release()
 		in.result, in.err, in.ready = out, err, true
+		rd.out = rd.out[:len(rd.out):len(rd.out)] // out may lie behind it
 		c.workers.run(in)
 		return true
 	}
-	c.respondInline(rd, in, out, err)
+	rd.respond(in, out, err)
 	return true
+}
+
+// replyBytes is the room for replies that is made when there is none.
+const replyBytes = 2 * batchBytes
+
+// replyRoom returns where a handler's reply should go: behind the frames that
+// are there already, with room for a header.
+func (rd *reader) replyRoom() []byte {
+	at := len(rd.out) + frameHeaderLen
+	if cap(rd.out)-at < batchBytes/2 {
+		rd.out = append(make([]byte, 0, max(replyBytes, at+batchBytes)), rd.out...)
+	}
+	return rd.out[at:at:cap(rd.out)]
+}
+
+// respond ends a call on the reader's goroutine. It never waits: endings gather
+// until the frames at hand are taken in, or there are many.
+func (rd *reader) respond(in *inCall, out []byte, err error) {
+	c := rd.c
+	at := len(rd.out) + frameHeaderLen
+	if err == nil && at < cap(rd.out) && len(out) > 0 && &out[0] == &rd.out[:at+1][at] && len(out) <= c.limits.message {
+		// The handler has written it where it belongs.
+		appendHeader(rd.out, FrameReply, FlagBack, 0, in.id, len(out))
+		rd.out = rd.out[:at+len(out)]
+	} else {
+		m := c.endingOf(in.id, out, err)
+		rd.out = m.append(rd.out, len(m.payload))
+	}
+	in.req.release()
+	rd.made++
+	rd.put++
+	if in.kept {
+		rd.putReplies()
+		c.out.Lock()
+		c.endServing(in)
+		c.out.Unlock()
+	}
+	if rd.made >= batchReplies || len(rd.out) >= batchBytes {
+		rd.putReplies()
+		rd.made = 0
+		c.out.Flush()
+	}
+}
+
+// putReplies appends the gathered endings to the pending bytes.
+func (rd *reader) putReplies() {
+	if len(rd.out) == 0 {
+		return
+	}
+	c := rd.c
+	c.out.Lock()
+	if !c.life.ended { // else GOAWAY has been sent, behind which nothing comes
+		c.out.Put(append(c.out.Buffer(), rd.out...))
+	}
+	rd.congested = c.out.Len() > congested
+	c.callsServed += uint64(rd.put)
+	c.out.Unlock()
+	rd.out, rd.put = rd.out[:0], 0
 }
 
 // run is a worker's work on a call that was given to it.
@@ -320,8 +463,13 @@ func (in *inCall) run() {
 		c.respond(in, nil, err)
 		return
 	}
-	out, err := invoke(in.req.method, &in.req, nil)
+	var room []byte
+	if len(in.req.payload) > maxFrame { // a large reply is likely too
+		room = getLarge()
+	}
+	out, err := invoke(in.req.method, &in.req, room)
 	c.respond(in, out, err)
+	putLarge(room)
 }
 
 // invoke runs a handler. A panic becomes an error; a Goexit ends this goroutine
@@ -415,36 +563,13 @@ func (c *Conn) endingOf(id uint32, out []byte, err error) message {
 	return m
 }
 
-// respondInline sends the ending of a call whose handler ran inline. It never
-// waits: replies gather until the frames at hand are taken in, or there are many.
-func (c *Conn) respondInline(rd *reader, in *inCall, out []byte, err error) {
-	m := c.endingOf(in.id, out, err)
-	in.req.release()
-	c.out.Lock()
-	if !c.life.ended { // else GOAWAY has been sent, behind which nothing comes
-		c.out.Put(m.append(c.out.Buffer(), len(m.payload)))
-	}
-	c.endServing(in)
-	rd.congested = c.out.Len() > congested
-	c.out.Unlock()
-	rd.made++
-	rd.madeBytes += len(m.payload) + frameHeaderLen
-	if rd.made >= batchReplies || rd.madeBytes >= batchBytes {
-		rd.made, rd.madeBytes = 0, 0
-		c.out.Flush()
-	}
-}
-
 // respond sends the ending of a call from a goroutine that may wait.
 func (c *Conn) respond(in *inCall, out []byte, err error) {
 	m := c.endingOf(in.id, out, err)
 	in.req.release()
 	if in.copied != nil {
-		buf := in.copied
+		defer putCopy(in.copied) // m.payload may lie in it: an echo
 		in.copied = nil
-		if cap(buf) <= maxFrame {
-			defer copies.Put(&buf) // m.payload may lie in it: an echo
-		}
 	}
 	ctx := context.Background()
 	c.out.Lock()
@@ -464,17 +589,19 @@ func (c *Conn) respond(in *inCall, out []byte, err error) {
 		return
 	}
 	c.endServing(in)
+	c.callsServed++
 	turn := c.out.Turn(c.servingCount.Load() == 0)
 	c.out.Unlock()
 	c.out.FlushTurn(turn)
 	c.out.Lock()
 }
 
-// endServing frees the slot: its ending has been appended. Called under out's lock.
+// endServing frees the slot of a call that was kept: its ending has been
+// appended. Called under out's lock.
 func (c *Conn) endServing(in *inCall) {
 	c.servingBytes.Add(-in.cost)
-	c.callsServed.Add(1)
-	in.busy.Store(false)
+	in.kept = false
+	in.state.Store(inIdle)
 	if c.servingCount.Add(-1) == 0 && c.life.draining {
 		c.out.OpenAll(&c.life.changed)
 	}

@@ -1,0 +1,111 @@
+package plugwire
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// launchVar is the one environment variable in which a host tells its plugin
+// everything. Its value is a version and key=value fields, escaped as in the
+// launch line; keys that the plugin does not know are ignored:
+//
+//	1|cookie=plugwire|transports=unix,tcp|dir=/tmp/plugwire-123|versions=1,2|stdin=host
+//
+// The plugin removes it from its environment once read, so that processes which
+// it starts do not take themselves for plugins.
+const launchVar = "PLUGWIRE_LAUNCH"
+
+const launchVarVersion = "1"
+
+// launchOrder is what a host tells its plugin in launchVar.
+type launchOrder struct {
+	cookie     string   // cookie: Config.Launch.MagicCookie
+	transports []string // transports: those allowed, in order of preference
+	dir        string   // dir: a private directory for the socket, removed by the host, or ""
+	versions   []int    // versions: of the application's protocol; empty: not negotiated
+	stdin      bool     // stdin=host: stdin is a pipe that ends with the host
+}
+
+// String formats the variable's value.
+func (o *launchOrder) String() string {
+	versions := make([]string, len(o.versions))
+	for i, v := range o.versions {
+		versions[i] = strconv.Itoa(v)
+	}
+	fields := []launchField{
+		{"cookie", o.cookie},
+		{"transports", strings.Join(o.transports, ",")},
+		{"dir", o.dir},
+		{"versions", strings.Join(versions, ",")},
+	}
+	if o.stdin {
+		fields = append(fields, launchField{"stdin", "host"})
+	}
+	return string(appendFields([]byte(launchVarVersion), fields))
+}
+
+// parseLaunchOrder reads the variable's value. Of a field that comes twice, the
+// last counts.
+func parseLaunchOrder(s string) (*launchOrder, error) {
+	version, rest, _ := strings.Cut(s, "|")
+	if version != launchVarVersion {
+		return nil, &Error{Code: FailedPrecondition, Op: "launch", Hint: "build both with the same plugwire", Message: fmt.Sprintf(
+			"the host's %s has version %s, this plugin reads version %s", launchVar, quoted(version, maxLaunchSeen), launchVarVersion)}
+	}
+	bad := func(key, value string) error {
+		return &Error{Code: InvalidArgument, Op: "launch", Message: fmt.Sprintf(
+			"the host's %s has a malformed %s: %s", launchVar, key, quoted(value, maxLaunchSeen))}
+	}
+	fields, err := parseFields(rest)
+	if err != nil {
+		return nil, bad("field", rest)
+	}
+	o := new(launchOrder)
+	for _, f := range fields {
+		switch f.key {
+		case "cookie":
+			o.cookie = f.value
+		case "transports":
+			o.transports = splitList(f.value)
+		case "dir":
+			o.dir = f.value
+		case "versions":
+			o.versions = nil
+			for _, text := range splitList(f.value) {
+				v, err := strconv.Atoi(text)
+				if err != nil {
+					return nil, bad("list of versions", f.value)
+				}
+				o.versions = append(o.versions, v)
+			}
+		case "stdin":
+			o.stdin = f.value == "host"
+		}
+	}
+	return o, nil
+}
+
+// splitList splits at commas; the empty string has no items.
+func splitList(s string) []string {
+	if s == "" {
+		return nil
+	}
+	return strings.Split(s, ",")
+}
+
+// accept decides whether the plugin with cfg may serve this host, and chooses
+// the application's version: 0 when it is not negotiated.
+func (o *launchOrder) accept(cfg *Config) (version int, err error) {
+	if o.cookie != cfg.Launch.MagicCookie {
+		return 0, &Error{Code: FailedPrecondition, Op: "launch", Message: fmt.Sprintf(
+			"this plugin belongs to another program: it expects a host with the magic cookie %s, the one that started it has %s",
+			quoted(cfg.Launch.MagicCookie, maxLaunchSeen), quoted(o.cookie, maxLaunchSeen)),
+			Hint: "Config.Launch.MagicCookie must be the same on both sides"}
+	}
+	if version, err = commonVersion(cfg.Versions, o.versions); err != nil {
+		return 0, &Error{Code: FailedPrecondition, Op: "launch", Message: fmt.Sprintf(
+			"no common version of the application's protocol: the plugin speaks %v, its host %v", cfg.Versions, o.versions)}
+	}
+	return version, nil
+}

@@ -1,0 +1,216 @@
+package plugwire
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// ServePlugin serves mux to the host that launched this process, and returns
+// when that host is done with it. A plugin's main function is little else; it
+// must not have printed more than 1 MiB to stdout before, and read nothing from
+// stdin.
+//
+// It returns nil after an orderly end: the host closed the connection or ended
+// itself, or this process got SIGTERM. Requests that were received are then
+// finished, for at most Config.CloseTimeout. It returns ErrNotPlugin in a process
+// that no host launched, and an *Error with Op "launch" when the host is one of
+// another program (MagicCookie), speaks no common version (Versions), allows no
+// transport that can be had here, or does not connect within
+// Config.Launch.StartTimeout. The host gets the same text. It never ends the process.
+func ServePlugin(mux *Mux, cfg *Config) error {
+	text := os.Getenv(launchVar)
+	os.Unsetenv(launchVar)
+	if text == "" {
+		return ErrNotPlugin
+	}
+	s := &pluginServer{cfg: cfg.withDefaults(), host: make(chan *Conn, 1),
+		stdinEnd: make(chan struct{}), term: make(chan os.Signal, 1)}
+	signal.Notify(s.term, syscall.SIGTERM)
+	defer signal.Stop(s.term)
+	l, line, err := s.listen(mux, text)
+	if err != nil {
+		fmt.Println(refusalLine(err))
+		return err
+	}
+	// One write, so that no other output comes between.
+	if _, err := os.Stdout.WriteString(line.String() + "\n"); err != nil {
+		l.Close()
+		return &Error{Code: Unavailable, Op: "launch", Message: "printing the launch line", Err: err}
+	}
+	return s.serve(l)
+}
+
+// pluginServer serves one host.
+type pluginServer struct {
+	cfg      *Config
+	order    *launchOrder
+	srv      *Server
+	once     sync.Once
+	host     chan *Conn    // of capacity 1: the connection of the host
+	stdinEnd chan struct{} // closed by watchStdin when the host is gone
+	term     chan os.Signal
+}
+
+// listen reads the host's order and binds the first transport that can be had.
+func (s *pluginServer) listen(mux *Mux, text string) (net.Listener, *launchLine, error) {
+	var err error
+	if s.order, err = parseLaunchOrder(text); err != nil {
+		return nil, nil, err
+	}
+	line := new(launchLine)
+	if line.app, err = s.order.accept(s.cfg); err != nil {
+		return nil, nil, err
+	}
+	cfg := *s.cfg
+	cfg.OnConn = s.onConn
+	s.srv = &Server{Mux: mux, Config: &cfg}
+	skip := func(scheme string, why string) {
+		line.fields = append(line.fields, launchField{lineSkip + scheme, why})
+	}
+	for _, scheme := range s.order.transports {
+		if s.cfg.Transports != nil && !slices.Contains(s.cfg.Transports, scheme) {
+			skip(scheme, fmt.Sprintf("its Config.Transports allows %q only", s.cfg.Transports))
+			continue
+		}
+		l, err := s.srv.Listen(s.bindAddr(scheme))
+		if err != nil {
+			skip(scheme, err.Error())
+			continue
+		}
+		line.network, line.address = scheme, l.Addr().String()
+		return l, line, nil
+	}
+	why := fmt.Sprintf("none of the transports that the host allows can be had: %q", s.order.transports)
+	for _, f := range line.fields {
+		why += "; " + f.value
+	}
+	return nil, nil, &Error{Code: Unavailable, Op: "launch", Message: why}
+}
+
+// bindAddr returns the address to listen on with a transport.
+func (s *pluginServer) bindAddr(scheme string) string {
+	switch {
+	case scheme == "tcp":
+		return "tcp://127.0.0.1:0"
+	case scheme == "unix" && s.order.dir != "":
+		return "unix://" + filepath.Join(s.order.dir, "plugin.sock")
+	}
+	return scheme + ":" // an automatic one
+}
+
+// refusalLine is the launch line of a plugin that cannot serve.
+func refusalLine(err error) *launchLine {
+	text, code := err.Error(), CodeOf(err)
+	if e, ok := err.(*Error); ok {
+		text = e.Message
+		if e.Hint != "" {
+			text += " (" + e.Hint + ")"
+		}
+	}
+	return &launchLine{fields: []launchField{{lineCode, strconv.Itoa(int(code))}, {lineError, text}}}
+}
+
+// onConn takes the first connection as the host's. A plugin has one host: others
+// are closed.
+func (s *pluginServer) onConn(c *Conn) {
+	taken := true
+	s.once.Do(func() { taken = false })
+	if taken {
+		go c.Close()
+		return
+	}
+	if s.cfg.OnConn != nil {
+		s.cfg.OnConn(c)
+	}
+	s.host <- c
+}
+
+// serve serves until the host is done.
+func (s *pluginServer) serve(l net.Listener) error {
+	if s.order.stdin {
+		go s.watchStdin()
+	}
+	served := make(chan struct{})
+	var serveErr error
+	go func() {
+		serveErr = s.srv.Serve(l)
+		close(served)
+	}()
+	err := s.untilEnd(served)
+	ctx, cancel := context.WithTimeout(context.Background(), s.cfg.CloseTimeout)
+	defer cancel()
+	if s.srv.Shutdown(ctx) != nil {
+		s.srv.Close()
+	}
+	l.Close() // also when Serve had not begun
+	<-served
+	if err == nil && !errors.Is(serveErr, ErrServerClosed) {
+		err = serveErr
+	}
+	return err
+}
+
+// untilEnd waits for the host to connect and then for a reason to end, and
+// returns the error of ServePlugin.
+func (s *pluginServer) untilEnd(served <-chan struct{}) error {
+	timer := time.NewTimer(s.cfg.Launch.StartTimeout)
+	defer timer.Stop()
+	var host *Conn
+	select {
+	case host = <-s.host:
+	case <-s.term:
+		return nil
+	case <-served:
+		return nil
+	case <-s.stdinEnd:
+		select {
+		case host = <-s.host:
+		default:
+			return &Error{Code: Unavailable, Op: "launch", Message: "the host ended before it connected"}
+		}
+	case <-timer.C:
+		return &Error{Code: DeadlineExceeded, Op: "launch", Message: fmt.Sprintf(
+			"the host did not connect within %v", s.cfg.Launch.StartTimeout)}
+	}
+	select {
+	case <-host.Done():
+		return unlessGone(host.Err())
+	case <-s.term:
+	case <-served:
+	case <-s.stdinEnd:
+	}
+	return nil
+}
+
+// unlessGone returns nil when err says no more than that the host closed the
+// connection or is gone: that is the orderly end of a plugin.
+func unlessGone(err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// watchStdin reads the pipe that the host holds open while it lives. A stdin
+// that is no pipe was put there by someone between, and says nothing. It may
+// outlive ServePlugin: nothing can interrupt it.
+func (s *pluginServer) watchStdin() {
+	info, err := os.Stdin.Stat()
+	if err != nil || info.Mode()&os.ModeNamedPipe == 0 {
+		return
+	}
+	io.Copy(io.Discard, os.Stdin)
+	close(s.stdinEnd)
+}
