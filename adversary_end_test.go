@@ -299,3 +299,29 @@ func TestLoneCallerMeetsAViolation(t *testing.T) {
 	a.await(done)
 	eventually(t, func() bool { return !a.c.watched.Load() })
 }
+
+// What the other side sent before it closed counts, also when this side finds
+// out by writing: a reply that has arrived is not lost, nor is a reason.
+func TestWriteThatFailsLosesNothingThatArrived(t *testing.T) {
+	for i := range 200 {
+		a := meet(t, way{"unix", true}, nil, nil)
+		done := a.calls(context.Background(), []byte("x"))
+		a.next(FrameCall)
+		writes := make(chan struct{})
+		go func() {
+			defer close(writes)
+			for a.c.Notify(context.Background(), "theirs", []byte("n")) == nil {
+			}
+		}()
+		a.send(cat(reply(1, "made it"), goAway(goAwayFailed, uint16(DataLoss), "the dog ate it")))
+		a.nc.Close()
+		if o := a.await(done); string(o.reply) != "made it" {
+			t.Fatalf("%d: the reply is lost: %v", i, o.err)
+		}
+		a.ended("the dog ate it")
+		<-writes
+		if t.Failed() {
+			t.Fatalf("at try %d", i)
+		}
+	}
+}
