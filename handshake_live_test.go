@@ -178,7 +178,7 @@ func TestWrongProtocolsOnThePort(t *testing.T) {
 }
 
 // meetServer has NewConn meet what serve does.
-func meetServer(t testing.TB, cfg *Config, serve func(nc net.Conn)) (error, time.Duration) {
+func meetServer(t testing.TB, cfg *Config, serve func(nc net.Conn)) (time.Duration, error) {
 	t.Helper()
 	dialled, accepted := socketPair(t, "unix")
 	var wg sync.WaitGroup
@@ -195,7 +195,7 @@ func meetServer(t testing.TB, cfg *Config, serve func(nc net.Conn)) (error, time
 	}
 	dialled.Close()
 	wg.Wait()
-	return err, took
+	return took, err
 }
 
 func TestDialMeetsOthers(t *testing.T) {
@@ -228,7 +228,7 @@ func TestDialMeetsOthers(t *testing.T) {
 		t.Run(strings.ReplaceAll(name, " ", "-"), func(t *testing.T) {
 			t.Parallel()
 			cfg := &Config{HandshakeTimeout: 200 * time.Millisecond}
-			err, took := meetServer(t, cfg, row.serve)
+			took, err := meetServer(t, cfg, row.serve)
 			if err == nil || !strings.Contains(err.Error(), row.want) || CodeOf(err) != row.code || !NotRun(err) {
 				t.Errorf("%v (code %v, not run: %v), want %q", err, CodeOf(err), NotRun(err), row.want)
 			}

@@ -82,7 +82,7 @@ func TestListenersRequirementIsRefusedByName(t *testing.T) {
 	h := adversaryHello()
 	h.required = []string{"time-travel"}
 	told := make(chan string, 1)
-	err, _ := meetServer(t, nil, func(nc net.Conn) {
+	_, err := meetServer(t, nil, func(nc net.Conn) {
 		nc.Write(helloBytes(h))
 		io.ReadFull(nc, make([]byte, len(wireMagic)))
 		in := NewFrameReader(nc, maxFrame)
