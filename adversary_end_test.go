@@ -194,7 +194,7 @@ func TestNothingIsBegunBehindTheAck(t *testing.T) {
 		eventually(t, func() bool { a.c.out.Lock(); defer a.c.out.Unlock(); return a.c.notes.large })
 		a.send(goAway(goAwayDrain))
 		eventually(t, func() bool { a.c.out.Lock(); defer a.c.out.Unlock(); return a.c.life.theyDrain })
-		acked, begun := false, false
+		acked, begun, whole := false, false, false
 		for ended := false; !ended; {
 			h, _ := a.next(FrameCall, FrameNotify, FrameGoAway)
 			switch {
@@ -203,7 +203,7 @@ func TestNothingIsBegunBehindTheAck(t *testing.T) {
 			case acked && h.Flags&FlagBegin != 0:
 				t.Fatalf("%+v behind the ack", h)
 			case h.Type == FrameNotify: // it found room before the drain came
-				begun = true
+				begun, whole = true, h.Flags&FlagMore == 0
 			case h.Type == FrameCall && h.Flags&FlagMore == 0:
 				a.send(reply(h.ID, ""))
 				ended = true
@@ -212,9 +212,9 @@ func TestNothingIsBegunBehindTheAck(t *testing.T) {
 		if o := a.await(call); o.err != nil {
 			t.Error(o.err)
 		}
-		if begun {
-			for h, _ := a.next(FrameNotify); h.Flags&FlagMore != 0; h, _ = a.next(FrameNotify) {
-			}
+		for begun && !whole {
+			h, _ := a.next(FrameNotify)
+			whole = h.Flags&FlagMore == 0
 		}
 		if err := <-large; begun && err != nil || !begun && (CodeOf(err) != Unavailable || !NotRun(err)) {
 			t.Errorf("the message: %v (begun: %v)", err, begun)
@@ -298,4 +298,30 @@ func TestLoneCallerMeetsAViolation(t *testing.T) {
 	a.closed("unknown frame")
 	a.await(done)
 	eventually(t, func() bool { return !a.c.watched.Load() })
+}
+
+// What the other side sent before it closed counts, also when this side finds
+// out by writing: a reply that has arrived is not lost, nor is a reason.
+func TestWriteThatFailsLosesNothingThatArrived(t *testing.T) {
+	for i := range 200 {
+		a := meet(t, way{"unix", true}, nil, nil)
+		done := a.calls(context.Background(), []byte("x"))
+		a.next(FrameCall)
+		writes := make(chan struct{})
+		go func() {
+			defer close(writes)
+			for a.c.Notify(context.Background(), "theirs", []byte("n")) == nil {
+			}
+		}()
+		a.send(cat(reply(1, "made it"), goAway(goAwayFailed, uint16(DataLoss), "the dog ate it")))
+		a.nc.Close()
+		if o := a.await(done); string(o.reply) != "made it" {
+			t.Fatalf("%d: the reply is lost: %v", i, o.err)
+		}
+		a.ended("the dog ate it")
+		<-writes
+		if t.Failed() {
+			t.Fatalf("at try %d", i)
+		}
+	}
 }

@@ -175,7 +175,7 @@ func (e *ending) run(t *testing.T, w way) {
 	again := a.calls(context.Background(), nil)
 	h, _ := a.next(FrameCall)
 	a.send(reply(h.ID, "again"))
-	if o := a.await(again); string(o.reply) != "again" || o.err != nil || h.ID != 1 {
+	if o := a.await(again); string(o.reply) != "again" || o.err != nil || h.ID > 2 { // 2: the slot is freed a moment after its ending
 		t.Errorf("the next call, in slot %d, ended with %q, %v", h.ID, o.reply, o.err)
 	}
 	a.alive()

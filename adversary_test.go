@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -67,18 +66,16 @@ func socketPair(t testing.TB, network string) (dialled, accepted net.Conn) {
 	if network == "pipe" {
 		return net.Pipe()
 	}
-	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
-	if err != nil {
-		t.Fatal(err)
+	return unixPair(t)
+}
+
+// closeWrite ends what nc sends, where it can without ending what it receives.
+func closeWrite(nc net.Conn) {
+	if half, ok := nc.(interface{ CloseWrite() error }); ok {
+		half.CloseWrite()
+		return
 	}
-	defer l.Close()
-	if dialled, err = net.Dial("unix", l.Addr().String()); err != nil {
-		t.Fatal(err)
-	}
-	if accepted, err = l.Accept(); err != nil {
-		t.Fatal(err)
-	}
-	return dialled, accepted
+	nc.Close()
 }
 
 // adversaryHello is what the adversary announces when a test has no wishes.

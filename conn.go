@@ -146,7 +146,7 @@ func newConn(nc net.Conn, peer *Peer, theirs *hello, app int, cfg *Config) *Conn
 	c.limits.calls = min(c.limits.calls, maxCallsBound) // no need to use all that there are
 	c.calls = newSlotTable[outCall](c.limits.calls)
 	c.serving = newSlotTable[inCall](cfg.slots())
-	c.out = batch.New(nc, batch.Config{Control: c.appendControl, Failed: func(err error) { c.fail(brokeOff(err)) }, Timeout: cfg.WriteTimeout})
+	c.out = batch.New(nc, batch.Config{Control: c.appendControl, Failed: c.writeFailed, Timeout: cfg.WriteTimeout})
 	c.reader = newReader(c)
 	c.role.Store(roleReading) // start's, so that nobody who uses c in OnConn takes it
 	return c
@@ -418,6 +418,38 @@ func (c *Conn) readFailed(err error) {
 		err = c.life.theirReason
 	}
 	c.fail(err)
+}
+
+// writeFailed ends the connection after a write failed, when what had arrived
+// by then is taken in: the other side may have answered, or said why it closes.
+func (c *Conn) writeFailed(err error) {
+	err = brokeOff(err)
+	if c.ended.Load() || CodeOf(err) == DeadlineExceeded {
+		c.fail(err)
+		return
+	}
+	c.workers.run(&lastReads{c, err})
+}
+
+// lastReads waits for the reader to find the end, and otherwise ends the
+// connection itself.
+type lastReads struct {
+	c   *Conn
+	err error
+}
+
+func (l *lastReads) run() {
+	c := l.c
+	c.expecting.Add(1)
+	c.ensureReader()
+	timer := time.NewTimer(lastWordsTimeout)
+	defer timer.Stop()
+	select {
+	case <-c.done:
+	case <-timer.C:
+	}
+	c.expecting.Add(-1)
+	c.fail(l.err)
 }
 
 // brokeOff makes an *Error of what a read or write failed with.

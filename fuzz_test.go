@@ -152,11 +152,6 @@ func fuzzMux() *Mux {
 // another client of the same server is not harmed.
 func FuzzConnScript(f *testing.F) {
 	f.Add(false, byte(0), []byte{})
-	f.Add(true, byte(3), []byte("\x04\x00\x01\x01\x05hello\x04\x00\x02\x02\x01x\x07\x00\x00\x02\x00"))                     // CALL, slow CALL, CANCEL
-	f.Add(true, byte(0), []byte("\x04\x02\x01\x01\x03abc\x08\x00\x04\x03\x01\x01\x02de\x0e\x00\x00\x01\x00"))              // fragments, ABORT
-	f.Add(false, byte(17), []byte("\x08\x00\x03\x00\x04note\x0d\x00\x00\x00\x00\x0f\x00\x00\x00\x00\x11\x00\x00\x00\x00")) // NOTIFY, CREDIT, PING, drain
-	f.Add(true, byte(1), []byte("\x04\x00\x04\x01\x02xy\x05\x00\x00\x01\x02ok\x06\x00\x05\x01\x02\x00\x00"))               // a call back, REPLY, ERROR
-	f.Add(true, byte(200), []byte("\x02\x00\x00\x00\x06\x01\x00\x03abc\x04\x00\x05\x03\x01p\x04\x05\x01\x04\x00\x08\x00\x00\x01\x01"))
 	f.Fuzz(func(t *testing.T, unix bool, chunk byte, script []byte) {
 		if len(script) > 4096 {
 			return
@@ -168,7 +163,7 @@ func FuzzConnScript(f *testing.F) {
 		s := &Server{Mux: fuzzMux(), Config: &Config{CloseTimeout: 50 * time.Millisecond, Limits: adversaryLimits}}
 		defer s.Close()
 		join := func() (net.Conn, <-chan error) {
-			dialled, accepted := fuzzPair(t, network)
+			dialled, accepted := socketPair(t, network)
 			served := make(chan error, 1)
 			go func() { served <- s.ServeConn(context.Background(), accepted) }()
 			dialled.SetDeadline(time.Now().Add(adversaryPatience))
@@ -215,12 +210,4 @@ func FuzzConnScript(f *testing.F) {
 			}
 		}
 	})
-}
-
-// fuzzPair is socketPair without a name in the file system.
-func fuzzPair(t testing.TB, network string) (dialled, accepted net.Conn) {
-	if network == "pipe" {
-		return net.Pipe()
-	}
-	return unixPair(t)
 }

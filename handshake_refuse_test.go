@@ -71,7 +71,7 @@ func TestRefusedScannerSeesNothing(t *testing.T) {
 	for _, send := range []string{"", "\xd7PW", "GET / HTTP/1.1\r\n\r\n"} {
 		x := meetStranger(t, "unix", &Config{Authorize: func(*Peer) error { return errors.New("no") }})
 		x.Write([]byte(send))
-		x.Conn.(*net.UnixConn).CloseWrite()
+		closeWrite(x.Conn)
 		if said, err := x.outcome(t); len(said) > 0 || CodeOf(err) != PermissionDenied {
 			t.Errorf("%q: the server answers %q and says %v", send, said, err)
 		}
@@ -82,7 +82,7 @@ func TestListenersRequirementIsRefusedByName(t *testing.T) {
 	h := adversaryHello()
 	h.required = []string{"time-travel"}
 	told := make(chan string, 1)
-	err, _ := meetServer(t, nil, func(nc net.Conn) {
+	_, err := meetServer(t, nil, func(nc net.Conn) {
 		nc.Write(helloBytes(h))
 		io.ReadFull(nc, make([]byte, len(wireMagic)))
 		in := NewFrameReader(nc, maxFrame)
@@ -151,7 +151,7 @@ func TestHandshakeAllocatesLittleForALengthThatLies(t *testing.T) {
 		n := allocated(func() {
 			x := meetStranger(t, "unix", nil)
 			x.Write(append([]byte(wireMagic), append(claim(length, FrameHello, 0, 0, 0), "ten bytes."...)...))
-			x.Conn.(*net.UnixConn).CloseWrite()
+			closeWrite(x.Conn)
 			if _, err := x.outcome(t); err == nil {
 				t.Error("accepted")
 			}
