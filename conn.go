@@ -407,8 +407,6 @@ func (c *Conn) readFailed(err error) {
 		return // Close is under way and does the rest
 	}
 	switch {
-	case err == io.EOF && c.life.theyAreDone:
-		err = theyClosedError
 	case err == io.EOF:
 		err = brokeOff(io.ErrUnexpectedEOF)
 	default:

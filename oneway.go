@@ -66,7 +66,7 @@ func (c *Conn) Notify(ctx context.Context, method string, msg []byte) error {
 	cost := len(msg) + messageCost
 	c.out.Lock()
 	n := &c.notes
-	if code != 0 && cost <= n.left && ctx.Err() == nil { // as is usual
+	if code != 0 && cost <= n.left && len(msg) <= c.limits.frame && ctx.Err() == nil { // as is usual
 		if b := c.out.Extend(frameHeaderLen + len(msg)); b != nil {
 			n.left -= cost
 			n.sentBytes += uint64(len(msg))
@@ -122,17 +122,14 @@ func (c *Conn) notifySlow(ctx context.Context, m *message) error {
 			}
 			continue
 		}
-		// From here to the first frame the lock is not given up: what is sent
-		// after GOAWAY ack would break the protocol.
-		if ok, err := c.room(ctx, min(m.size(), c.limits.frame)+frameHeaderLen); err != nil {
-			return fail(err)
-		} else if !ok {
-			continue
-		}
 		if large {
 			return c.notifyLarge(ctx, m)
 		}
-		break
+		if ok, err := c.room(ctx, m.size()+frameHeaderLen); err != nil {
+			return fail(err)
+		} else if ok {
+			break
+		}
 	}
 	c.out.Put(m.append(c.out.Buffer(), len(m.payload)))
 	n.sentBytes += uint64(len(m.payload))
@@ -260,6 +257,7 @@ type note struct {
 	method  *method
 	name    string
 	payload []byte
+	copied  *[]byte // owns the payload while it is queued
 	dropped int // bytes of a message that was aborted, and only counts
 }
 
@@ -460,7 +458,11 @@ func (c *Conn) enqueue(nt note) bool {
 	if !n.busy.Load() {
 		return false
 	}
-	nt.payload = append([]byte(nil), nt.payload...)
+	if nt.dropped == 0 {
+		nt.copied = copies.Get().(*[]byte)
+		*nt.copied = append((*nt.copied)[:0], nt.payload...)
+		nt.payload = *nt.copied
+	}
 	n.queue = append(n.queue, nt)
 	return true
 }
@@ -486,6 +488,9 @@ func (c *Conn) noteQueue() {
 			r := Request{conn: c, method: nt.method, name: nt.name, payload: nt.payload}
 			invoke(nt.method, &r, nil)
 			r.release()
+		}
+		if nt.copied != nil {
+			putCopy(nt.copied)
 		}
 		c.noteHandled(uint64(n.running), 1)
 		c.flushIfDue()

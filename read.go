@@ -185,9 +185,9 @@ func (rd *reader) run() {
 			return
 		}
 		rd.settle()
-		if c.life.theyAreDone { // a connection that cannot be half-closed says no more
+		if c.life.theyAreDone { // nothing follows, and the farewell does the rest
 			rd.releaseBuffer()
-			c.readFailed(io.EOF)
+			close(c.eof)
 			return
 		}
 		if rd.letGo() {
