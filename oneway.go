@@ -250,6 +250,7 @@ type note struct {
 	method  *method
 	name    string
 	payload []byte
+	aborted int // size of a message that was not completed: only to be counted, in its turn
 }
 
 // appendCredit appends what is to be said about handled messages.
@@ -378,9 +379,12 @@ func (rd *reader) notifyAborted() error {
 	if n.large.total == 0 {
 		return fmt.Errorf("plugwire: ABORT of a one-way message that was not begun")
 	}
-	rd.noteBytes += uint64(n.large.total)
-	rd.noteMsgs++
+	total := n.large.total
 	n.large, n.largeNote = assembly{}, note{}
+	if !n.busy.Load() || !rd.c.enqueue(note{aborted: total}) {
+		rd.noteBytes += uint64(total)
+		rd.noteMsgs++
+	}
 	return nil
 }
 
@@ -409,7 +413,7 @@ func (c *Conn) noteArrived(size int) error {
 func (rd *reader) deliver(m *method, name string, payload []byte) (mine bool) {
 	c := rd.c
 	n := &c.oneWay
-	if n.busy.Load() && c.enqueue(note{m, name, payload}) {
+	if n.busy.Load() && c.enqueue(note{method: m, name: name, payload: payload}) {
 		return true
 	}
 	if m == nil { // nobody there, and nobody to tell
@@ -419,7 +423,7 @@ func (rd *reader) deliver(m *method, name string, payload []byte) (mine bool) {
 	}
 	if !c.statsOf(m).inline() {
 		n.busy.Store(true)
-		c.enqueue(note{m, name, payload})
+		c.enqueue(note{method: m, name: name, payload: payload})
 		c.workers.run((*noteRunner)(c))
 		return true
 	}
@@ -479,7 +483,7 @@ func (c *Conn) noteQueue() {
 		n.queue[0] = note{}
 		n.queue = n.queue[1:]
 		n.mu.Unlock()
-		n.running = len(nt.payload)
+		n.running = max(len(nt.payload), nt.aborted)
 		if nt.method != nil {
 			r := Request{conn: c, method: nt.method, name: nt.name, payload: nt.payload}
 			invoke(nt.method, &r, nil)

@@ -464,6 +464,7 @@ func (c *Conn) borrow(e *outCall) bool {
 			v = rd.process(true)
 		}
 		if v == readOver {
+			c.role.Store(nextRole(c.role.Load(), roleReading)) // nobody needs to see to it any more
 			return false
 		}
 		if v == needMore {

@@ -260,7 +260,7 @@ func (rd *reader) aborted(h *FrameHeader) error {
 		return fmt.Errorf("plugwire: ABORT in slot %d, where no request was begun", h.ID)
 	}
 	in.part = assembly{}
-	rd.respond(in, nil, &Error{Code: Canceled, Message: "the request was not completed", notRun: true})
+	rd.refuse(in, &Error{Code: Canceled, Message: "the request was not completed", notRun: true})
 	return nil
 }
 
@@ -270,21 +270,16 @@ func (rd *reader) aborted(h *FrameHeader) error {
 func (rd *reader) dispatch(in *inCall, large []byte) (mine bool) {
 	c, m := rd.c, in.req.method
 	if m == nil {
-		rd.respond(in, nil, &Error{Code: Unimplemented, Message: fmt.Sprintf("no method %q", in.req.name), notRun: true})
+		rd.refuse(in, &Error{Code: Unimplemented, Message: fmt.Sprintf("no method %q", in.req.name), notRun: true})
 		putLarge(large)
 		return true
 	}
 	if err := in.overdue(); err != nil {
-		rd.respond(in, nil, err)
+		rd.refuse(in, err)
 		putLarge(large)
 		return true
 	}
-	if rd.congested {
-		rd.putReplies()
-		c.out.Lock()
-		rd.congested = c.out.Len() > congested
-		c.out.Unlock()
-	}
+	rd.lookAgain()
 	if large != nil || rd.congested || !c.statsOf(m).inline() {
 		c.keep(in)
 		if large != nil {
@@ -303,6 +298,31 @@ func (rd *reader) dispatch(in *inCall, large []byte) (mine bool) {
 	rd.enter(m, &in.req)
 	out, err := invoke(m, &in.req, room)
 	return rd.handled(in, out, err)
+}
+
+// lookAgain finds out whether replies still do not leave fast enough.
+func (rd *reader) lookAgain() {
+	if !rd.congested {
+		return
+	}
+	rd.putReplies()
+	c := rd.c
+	c.out.Lock()
+	rd.congested = c.out.Len() > congested
+	c.out.Unlock()
+}
+
+// refuse ends a call without its handler. While replies do not leave, the slot
+// stays in use until this one has: a flood of such calls finds no slots.
+func (rd *reader) refuse(in *inCall, err error) {
+	if rd.lookAgain(); !rd.congested {
+		rd.respond(in, nil, err)
+		return
+	}
+	rd.c.keep(in)
+	in.req.release()
+	in.result, in.err, in.ready = nil, err, true
+	rd.c.workers.run(in)
 }
 
 // enter marks the role as in a handler. From here to leave, the reader belongs
