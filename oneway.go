@@ -258,7 +258,7 @@ type note struct {
 	name    string
 	payload []byte
 	copied  *[]byte // owns the payload while it is queued
-	dropped int // bytes of a message that was aborted, and only counts
+	dropped int     // bytes of a message that was aborted, and only counts
 }
 
 // appendCredit appends what is to be said about handled messages.

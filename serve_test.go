@@ -393,16 +393,19 @@ func TestASlowMethodGoesToWorkersAndComesBack(t *testing.T) {
 			t.Errorf("after %d catches the method still ran inline", slowAfter)
 		}
 		slow.Store(false)
-		calls := make([]*Call, 2*slowRuns)
+		// Back inline in time; a busy machine may make it look slow again meanwhile.
+		calls := make([]*Call, slowRuns)
 		for i := range calls {
 			calls[i] = &Call{Method: "moody"}
 		}
-		if err := x.DoAll(background, calls); err != nil {
-			t.Fatal(err)
-		}
-		if got, err := x.Call(background, "moody", nil); string(got) != "true" || err != nil {
-			t.Errorf("the method did not come back from its workers: inline %q, %v", got, err)
-		}
+		until(t, "the method to come back from its workers", func() bool {
+			calls[0].Reply = nil
+			if err := x.DoAll(background, calls); err != nil {
+				t.Fatal(err)
+			}
+			got, err := x.Call(background, "moody", nil)
+			return string(got) == "true" && err == nil
+		})
 		accounts(t, x, y)
 	})
 }
