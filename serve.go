@@ -421,7 +421,9 @@ func (rd *reader) putReplies() {
 	}
 	c := rd.c
 	c.out.Lock()
-	c.out.Put(append(c.out.Buffer(), rd.out...))
+	if !c.life.ended { // else it is too late: GOAWAY done is the last frame
+		c.out.Put(append(c.out.Buffer(), rd.out...))
+	}
 	rd.congested = c.out.Len() > congested
 	c.callsServed += uint64(rd.put)
 	c.out.Unlock()
@@ -564,16 +566,14 @@ func (c *Conn) respond(in *inCall, out []byte, err error) {
 	c.out.Lock()
 	defer c.out.Unlock()
 	if m.size() <= c.limits.frame {
-		for {
-			if ok, err := c.room(ctx, m.size()+frameHeaderLen); err != nil {
+		for ok := false; !ok; {
+			if ok, err = c.room(ctx, m.size()+frameHeaderLen); err != nil || c.life.ended {
 				c.endServing(in)
 				return
-			} else if ok {
-				break
 			}
 		}
 		c.out.Put(m.append(c.out.Buffer(), len(m.payload)))
-	} else if _, err := c.sendFragments(ctx, &m, func() bool { return false }); err != nil {
+	} else if _, err := c.sendFragments(ctx, &m, func() bool { return c.life.ended }); err != nil {
 		c.endServing(in) // the connection has ended
 		return
 	}
