@@ -94,7 +94,7 @@ func BenchmarkBusy(b *testing.B) {
 func compareBoth(b *testing.B, w workload, rows ...row) {
 	for _, network := range []string{"unix", "tcp"} {
 		b.Run(network+"/"+w.name, func(b *testing.B) {
-			report(b, w, runTurns(b, network, w, turn, rows...))
+			reportRows(b, w, runTurns(b, network, w, turn, rows...))
 		})
 	}
 }
@@ -211,9 +211,9 @@ func (r *rowRun) over(theirs *rowRun, f func(result) float64) float64 {
 	return r.median(func(i int) float64 { return f(r.results[i]) / f(theirs.results[i]) })
 }
 
-// report gives the metrics to the benchmark and a line to the table. The first
+// reportRows gives the metrics to the benchmark and a line to the table. The first
 // row is ours, the second that by hand, a third our own with many callers.
-func report(b *testing.B, w workload, runs []*rowRun) {
+func reportRows(b *testing.B, w workload, runs []*rowRun) {
 	ours, theirs := runs[0], runs[1]
 	client, server, mallocs := ours.perMessage()
 	rawClient, rawServer, _ := theirs.perMessage()

@@ -258,7 +258,7 @@ func (c *Conn) begin(ctx context.Context, call *Call, g *callGroup) (uint32, *ou
 		c.out.Put(append(appendHeader(c.out.Buffer(), FrameCall, 0, code, id, len(call.Request)), call.Request...))
 	} else if m.size() <= c.limits.frame {
 		c.out.Put(m.append(c.out.Buffer(), len(m.payload)))
-	} else if sent, err := c.beginLarge(ctx, e, &m); !sent {
+	} else if whole, err := c.beginLarge(ctx, e, &m); !whole {
 		return 0, nil, err
 	}
 	e.whole, e.end = true, c.out.Position()
@@ -368,25 +368,27 @@ func (c *Conn) waitFor(ctx context.Context, g *batch.Gate, open func() bool) err
 	return c.out.Wait(ctx, g, open)
 }
 
-// beginLarge appends a request that takes several frames. When it fails, what
-// was begun is aborted, the slot is free or will be, and err says how the call ended.
-func (c *Conn) beginLarge(ctx context.Context, e *outCall, m *message) (sent bool, err error) {
+// beginLarge appends a request that takes several frames. When it cannot be sent
+// in whole, what was begun is aborted, the slot is free or will be, and the call
+// has ended with the error.
+func (c *Conn) beginLarge(ctx context.Context, e *outCall, m *message) (whole bool, err error) {
 	begun, err := c.sendFragments(ctx, m, func() bool { return e.state.Load() == callIdle })
 	if err == nil {
 		return true, nil
 	}
-	if begun {
+	if begun && !c.life.ended { // else GOAWAY has been sent
 		c.out.Put(appendFrameHeader(c.out.Buffer(), FrameHeader{Type: FrameAbort, ID: m.id}))
 		c.out.Kick()
 	}
+	err = callError(err, m.name, true)
 	switch {
 	case begun && e.abandon():
-		return false, callError(err, m.name, true) // the ending will free the slot
+		return false, err // the ending will free the slot
 	case !begun && e.abandon():
 		e.state.Store(callIdle)
 		c.expecting.Add(-1)
-		err = callError(err, m.name, true)
-	default: // it has ended already, and its ending knows whether it ran
+	default: // it has ended already, well or not
+		err = e.call.Err
 		e.drop()
 		err = e.call.Err
 	}

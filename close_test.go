@@ -205,11 +205,6 @@ func TestWriteTimeoutEndsAStalledConnection(t *testing.T) {
 	})
 }
 
-func isTimeout(err error) bool {
-	var e net.Error
-	return errors.As(err, &e) && e.Timeout()
-}
-
 // TestCloseWhileRepliesArriveInPieces: however a fragment and the end of the
 // connection fall together, the call ends.
 func TestCloseWhileRepliesArriveInPieces(t *testing.T) {

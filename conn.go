@@ -60,6 +60,7 @@ type Conn struct {
 	serving       slotTable[inCall] // the other side's calls
 	servingCount  atomic.Int64      // of them, those that have not ended
 	servingBytes  atomic.Int64      // and their request bytes
+	unsettled     atomic.Bool       // there are others whose endings the reader has not passed on
 	oneWay        inNotes           // the other side's one-way messages
 	methodsComing *peerMethods
 	stats         []methodStats
@@ -95,12 +96,11 @@ func open(ctx context.Context, nc net.Conn, dialler bool, addr string, cfg *Conf
 	}
 	peer, err := authorize(nc, cfg)
 	if err != nil {
-		if !dialler {
-			refuse(nc, false, err)
-		}
+		refusePeer(nc, dialler, cfg, err)
 		nc.Close()
 		return nil, handshakeError(addr, err)
 	}
+	nc.SetDeadline(time.Now().Add(cfg.HandshakeTimeout)) // before ctx can move it
 	stop := context.AfterFunc(ctx, func() { nc.SetDeadline(time.Unix(1, 0)) })
 	nc2, theirs, app, err := handshake(nc, dialler, cfg)
 	if !stop() {
@@ -143,11 +143,12 @@ func newConn(nc net.Conn, peer *Peer, theirs *hello, app int, cfg *Config) *Conn
 		c.mux = emptyMux
 	}
 	c.raw = rawConnOf(nc)
-	c.calls = newSlotTable[outCall](theirs.limits.calls)
-	c.serving = newSlotTable[inCall](cfg.Limits.MaxCalls)
-	c.out = batch.New(nc, batch.Config{Control: c.appendControl, Failed: c.fail, Timeout: cfg.WriteTimeout})
+	c.limits.calls = min(c.limits.calls, maxCallsBound) // no need to use all that there are
+	c.calls = newSlotTable[outCall](c.limits.calls)
+	c.serving = newSlotTable[inCall](cfg.slots())
+	c.out = batch.New(nc, batch.Config{Control: c.appendControl, Failed: c.writeFailed, Timeout: cfg.WriteTimeout})
 	c.reader = newReader(c)
-	c.role.Store(roleReading) // start's: nobody else reads before
+	c.role.Store(roleReading) // start's, so that nobody who uses c in OnConn takes it
 	return c
 }
 
@@ -252,23 +253,23 @@ func (c *Conn) Stats() Stats {
 // fail ends the connection because of err: nothing more is sent or handled,
 // every pending call ends, and every handler's context.
 func (c *Conn) fail(err error) {
-	c.endCalls(err)
+	c.endCalls(err, false)
 	c.out.Fail(err)
 	c.nc.Close()
 	c.finish()
 }
 
 // endCalls ends what waits on this side: the first error given is the
-// connection's, and later ones are dropped.
-func (c *Conn) endCalls(err error) {
+// connection's, and later ones are dropped. flushing says that what was accepted
+// is still sent, so that a request in the buffer may yet run.
+func (c *Conn) endCalls(err error, flushing bool) {
 	c.endOnce.Do(func() {
 		c.errMu.Lock()
 		c.err = err
 		c.errMu.Unlock()
 		c.ended.Store(true)
 		c.out.Lock()
-		c.life.ended, c.life.refuses = true, true
-		flushing := err == closedError // Close still sends what was accepted
+		c.life.ended, c.life.refuses, c.notes.left = true, true, 0
 		if !flushing {
 			c.out.Stop(err) // what is said not to have been sent must not be sent now
 		}
@@ -276,7 +277,8 @@ func (c *Conn) endCalls(err error) {
 			if !e.claim() {
 				return
 			}
-			notRun := !e.whole || !flushing && e.end > c.out.Gone()
+			// Who says done has ended every call that it received.
+			notRun := !e.whole || !flushing && e.end > c.out.Gone() || err == error(theyClosedError)
 			e.finish(&Error{Code: Unavailable, Op: "call", Addr: e.call.Method, Err: err, notRun: notRun})
 		})
 		c.openGates()
@@ -334,7 +336,10 @@ func (c *Conn) finish() {
 // with an error, the contexts of handlers end, and the other side is told. It
 // does not wait for handlers. It takes at most Config.CloseTimeout, and a second
 // Close waits for the first and returns nil.
-func (c *Conn) Close() error {
+func (c *Conn) Close() error { return c.closeFor(closedError) }
+
+// closeFor closes for a reason: this side's wish, or the other's.
+func (c *Conn) closeFor(reason error) error {
 	c.out.Lock()
 	closing := c.life.closing
 	c.life.closing = true
@@ -344,23 +349,38 @@ func (c *Conn) Close() error {
 		return nil
 	}
 	deadline := time.Now().Add(c.cfg.CloseTimeout)
-	c.endCalls(closedError)
+	c.endCalls(reason, true)
+	if word := c.role.Load(); word&roleMask == roleHandler {
+		c.takeOver(word) // so that the call is counted
+	}
 	c.out.Lock()
-	c.life.send(goAwayDone)
+	if c.servingCount.Load() == 0 && !c.unsettled.Load() {
+		c.life.send(goAwayDone)
+	} else { // done would say that calls without an ending did not run
+		c.life.lastWord = appendGoAwayFailed(nil, Unavailable, "closed while calls were running")
+	}
 	c.out.Signal()
 	c.out.Unlock()
 	err := c.out.Drain(time.Until(deadline))
 	if err == nil {
 		c.linger(deadline)
 	}
-	c.fail(closedError)
+	c.fail(reason)
 	if err != nil && errors.Is(err, os.ErrDeadlineExceeded) {
 		return &Error{Code: DeadlineExceeded, Op: "close", Message: "the other side did not take what was sent", Err: err}
 	}
 	return nil
 }
 
-var closedError = &Error{Code: Unavailable, Op: "close", Err: net.ErrClosed}
+var (
+	closedError     = &Error{Code: Unavailable, Op: "close", Err: net.ErrClosed}
+	theyClosedError = &Error{Code: Unavailable, Op: "close", Message: "the other side closed the connection", Err: io.EOF}
+)
+
+// farewell is the work on GOAWAY done: this side ends likewise.
+type farewell Conn
+
+func (f *farewell) run() { (*Conn)(f).closeFor(theyClosedError) }
 
 // linger closes the sending half and waits for the other side to end: closing
 // with unread bytes would destroy what was just sent.
@@ -387,10 +407,10 @@ func (c *Conn) readFailed(err error) {
 		return // Close is under way and does the rest
 	}
 	switch {
-	case err == io.EOF && c.life.theyAreDone:
-		err = &Error{Code: Unavailable, Op: "close", Message: "the other side closed the connection", Err: io.EOF}
 	case err == io.EOF:
-		err = &Error{Code: Unavailable, Op: "close", Message: "the connection broke off", Err: io.ErrUnexpectedEOF}
+		err = brokeOff(io.ErrUnexpectedEOF)
+	default:
+		err = brokeOff(err)
 	}
 	if c.life.theirReason != nil {
 		err = c.life.theirReason
@@ -398,14 +418,78 @@ func (c *Conn) readFailed(err error) {
 	c.fail(err)
 }
 
+// writeFailed ends the connection after a write failed, when what had arrived
+// by then is taken in: the other side may have answered, or said why it closes.
+func (c *Conn) writeFailed(err error) {
+	err = brokeOff(err)
+	if c.ended.Load() || CodeOf(err) == DeadlineExceeded {
+		c.fail(err)
+		return
+	}
+	c.workers.run(&lastReads{c, err})
+}
+
+// lastReads waits for the reader to find the end, and otherwise ends the
+// connection itself.
+type lastReads struct {
+	c   *Conn
+	err error
+}
+
+func (l *lastReads) run() {
+	c := l.c
+	c.expecting.Add(1)
+	c.ensureReader()
+	timer := time.NewTimer(lastWordsTimeout)
+	defer timer.Stop()
+	select {
+	case <-c.done:
+	case <-timer.C:
+	}
+	c.expecting.Add(-1)
+	c.fail(l.err)
+}
+
+// brokeOff makes an *Error of what a read or write failed with.
+func brokeOff(err error) error {
+	var e *Error
+	if errors.As(err, &e) {
+		return err
+	}
+	code := Unavailable
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		code = DeadlineExceeded // nothing was taken for WriteTimeout
+	}
+	return &Error{Code: code, Op: "close", Message: "the connection broke off", Err: err}
+}
+
 // violated ends the connection because the other side broke the protocol, and
 // tells it why if it listens.
 func (c *Conn) violated(err error) {
+	if c.ended.Load() {
+		close(c.eof)
+		return // Close is under way and does the rest
+	}
+	c.endCalls(&Error{Code: Internal, Op: "close", Message: "the other side broke the protocol", Err: err}, true)
 	c.out.Lock()
-	c.out.Put(appendGoAwayFailed(c.out.Buffer(), Internal, err.Error()))
+	c.life.lastWord = appendGoAwayFailed(nil, Internal, err.Error())
+	c.out.Signal()
 	c.out.Unlock()
-	c.out.Flush()
-	c.readFailed(&Error{Code: Internal, Op: "close", Message: "the other side broke the protocol", Err: err})
+	c.workers.run((*lastWords)(c))
+}
+
+// lastWords sends what is pending, with the reason for closing at its end, and
+// ends the connection.
+type lastWords Conn
+
+// lastWordsTimeout is how long a peer that broke the protocol may take to hear of it.
+const lastWordsTimeout = time.Second
+
+func (l *lastWords) run() {
+	c := (*Conn)(l)
+	c.out.Drain(min(lastWordsTimeout, c.cfg.CloseTimeout))
+	c.fail(c.Err())
+	close(c.eof)
 }
 
 // Ping asks the other side for a sign of life and returns how long it took.
@@ -450,7 +534,7 @@ func (c *Conn) ponged(id uint64) {
 	c.out.Lock()
 	defer c.out.Unlock()
 	for n, ch := range c.pings {
-		if n <= id {
+		if n <= id && id <= c.pingLast {
 			close(ch)
 			delete(c.pings, n)
 		}

@@ -2,6 +2,7 @@ package plugwire
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync/atomic"
 
@@ -21,6 +22,7 @@ type lifecycle struct {
 	ended     bool        // pending calls have been ended
 	over      bool        // everything has
 	goAway    [goAwayDone + 1]bool
+	lastWord  []byte     // GOAWAY failed
 	changed   batch.Gate // those who wait for a step of the drain
 
 	// Of the holder of the reading role.
@@ -38,6 +40,8 @@ func (l *lifecycle) appendGoAway(b []byte) []byte {
 			b = appendFrameHeader(b, FrameHeader{Type: FrameGoAway, Code: uint16(code)})
 		}
 	}
+	b = append(b, l.lastWord...)
+	l.lastWord = nil
 	return b
 }
 
@@ -113,22 +117,30 @@ func (c *Conn) goAway(h *FrameHeader, b []byte) error {
 	switch h.Code {
 	case goAwayDrain:
 		if !c.life.theyDrain {
-			c.life.theyDrain, c.life.refuses = true, true
+			c.life.theyDrain, c.life.refuses, c.notes.left = true, true, 0
 			c.life.send(goAwayAck)
 			c.out.Signal()
 			c.openGates()
 		}
 	case goAwayAck:
-		if !c.life.draining {
-			return fmt.Errorf("plugwire: GOAWAY ack without drain")
+		switch {
+		case !c.life.draining:
+			return errors.New("plugwire: GOAWAY ack without drain")
+		case c.life.acked.Load():
+			return errors.New("plugwire: GOAWAY ack twice")
 		}
 		c.life.ackedAt = c.oneWay.gotMsgs
 		c.life.acked.Store(true)
 		c.drainStep()
 	case goAwayDone:
 		c.life.theyAreDone = true
+		c.workers.run((*farewell)(c))
 	case goAwayFailed:
+		if len(b) < 2 {
+			return errors.New("plugwire: GOAWAY failed without a status")
+		}
 		c.life.theirReason = parseGoAwayFailed(b)
+		return c.life.theirReason
 	default:
 		return fmt.Errorf("plugwire: GOAWAY with unknown code %d", h.Code)
 	}

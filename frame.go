@@ -150,8 +150,15 @@ func appendFrameHeader(dst []byte, h FrameHeader) []byte {
 
 // appendHeader is appendFrameHeader of a header that stays in registers.
 func appendHeader(dst []byte, t FrameType, flags FrameFlags, code uint16, id uint32, length int) []byte {
-	word := uint64(uint32(length)) | uint64(t)<<32 | uint64(flags)<<40 | uint64(code)<<48
-	return binary.LittleEndian.AppendUint32(binary.LittleEndian.AppendUint64(dst, word), id)
+	var b [frameHeaderLen]byte
+	putHeader(b[:], t, flags, code, id, length)
+	return append(dst, b[:]...)
+}
+
+// putHeader writes a header to the first 12 bytes of b.
+func putHeader(b []byte, t FrameType, flags FrameFlags, code uint16, id uint32, length int) {
+	binary.LittleEndian.PutUint32(b[8:], id)
+	binary.LittleEndian.PutUint64(b, uint64(uint32(length))|uint64(t)<<32|uint64(flags)<<40|uint64(code)<<48)
 }
 
 // decodeFrameHeader reads a header from the first 12 bytes of b without judging it.

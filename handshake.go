@@ -22,6 +22,8 @@ const (
 	wireVersion = 1
 	maxHello    = 4 << 10
 	nonceLen    = 32
+
+	maxFeatureName = 255
 )
 
 // HELLO's tags. The payload is (u16 tag, u16 length, value)*; unknown tags are ignored.
@@ -56,22 +58,28 @@ type hello struct {
 	limits   limits
 	identity string
 	nonce    [nonceLen]byte
-	apps     []int
+	apps     []uint32
 }
 
 func (c *Config) hello() *hello {
 	l := &c.Limits
-	h := &hello{version: wireVersion, offered: features, identity: "plugwire-go/1", apps: c.Versions,
-		limits: limits{l.MaxFrame, l.MaxMessage, l.MaxCalls, l.OneWayWindow, l.MaxRequestBytes, defaultStreamWindow}}
-	if c.Mux == nil { // nothing to call: no room need be promised
-		h.limits.calls = 0
+	h := &hello{version: wireVersion, offered: features, identity: "plugwire-go/1",
+		limits: limits{l.MaxFrame, l.MaxMessage, c.slots(), l.OneWayWindow, l.MaxRequestBytes, 0}}
+	for _, v := range c.Versions {
+		h.apps = append(h.apps, uint32(v))
 	}
 	rand.Read(h.nonce[:])
 	return h
 }
 
-// defaultStreamWindow is announced for streams, which this version does not offer yet.
-const defaultStreamWindow = 1 << 20
+// slots is how many calls the other side may have in flight: none where there
+// is nothing to call.
+func (c *Config) slots() int {
+	if c.Mux == nil {
+		return 0
+	}
+	return c.Limits.MaxCalls
+}
 
 // appendHello appends the payload of h's HELLO.
 func appendHello(dst []byte, h *hello) []byte {
@@ -97,7 +105,7 @@ func appendHello(dst []byte, h *hello) []byte {
 	if len(h.apps) > 0 {
 		b = nil
 		for _, v := range h.apps {
-			b = binary.LittleEndian.AppendUint32(b, uint32(v))
+			b = binary.LittleEndian.AppendUint32(b, v)
 		}
 		field(helloAppVersions, b)
 	}
@@ -114,7 +122,7 @@ func parseHello(b []byte) (*hello, error) {
 		if f.bad {
 			return nil, errTruncated
 		}
-		if seen[tag] && (tag == helloVersion || tag >= helloLimits && tag <= helloAppVersions) {
+		if seen[tag] && tag != helloFeature && tag != helloRequire {
 			return nil, fmt.Errorf("plugwire: HELLO has tag %d twice", tag)
 		}
 		seen[tag] = true
@@ -122,14 +130,19 @@ func parseHello(b []byte) (*hello, error) {
 		case helloVersion:
 			h.version = v.u16()
 		case helloFeature:
+			v.bad = len(v.b) == 0 || len(v.b) > maxFeatureName
 			h.offered = append(h.offered, string(v.b))
 			v.b = nil
 		case helloRequire:
+			v.bad = len(v.b) == 0 || len(v.b) > maxFeatureName
 			h.required = append(h.required, string(v.b))
 			v.b = nil
 		case helloLimits:
 			for _, p := range []*int{&h.limits.frame, &h.limits.message, &h.limits.calls, &h.limits.oneWay, &h.limits.requestBytes, &h.limits.streamWindow} {
 				n := v.u32()
+				if p == &h.limits.streamWindow {
+					n = min(n, maxWireLen) // judged when streams are agreed on
+				}
 				if n > maxWireLen {
 					return nil, fmt.Errorf("plugwire: HELLO announces a limit of %d, above 2^31-1", n)
 				}
@@ -142,7 +155,7 @@ func parseHello(b []byte) (*hello, error) {
 			copy(h.nonce[:], v.take(nonceLen))
 		case helloAppVersions:
 			for len(v.b) > 0 && !v.bad {
-				h.apps = append(h.apps, int(v.u32()&maxWireLen))
+				h.apps = append(h.apps, v.u32())
 			}
 		default:
 			continue
@@ -165,7 +178,7 @@ func (h *hello) check() error {
 	switch {
 	case h.version < 1:
 		return errors.New("plugwire: HELLO announces version 0")
-	case l.frame < minFrame, l.message < minFrame, l.oneWay < minOneWayWindow, l.requestBytes < l.message, l.calls > maxCallsBound:
+	case l.frame < minFrame, l.message < minFrame, l.oneWay < minOneWayWindow, l.requestBytes < l.message:
 		return fmt.Errorf("plugwire: HELLO announces limits out of bounds: %+v", l)
 	}
 	return nil
@@ -173,38 +186,52 @@ func (h *hello) check() error {
 
 // negotiate finds out what both sides can do together; the error says in words
 // what they cannot.
-func negotiate(ours, theirs *hello) (app int, err error) {
-	for _, name := range theirs.required {
-		if !slices.Contains(ours.offered, name) && !slices.Contains(ours.required, name) {
-			return 0, fmt.Errorf("plugwire: the other side requires feature %q, which this side does not have", name)
-		}
+func negotiate(dialler, listener *hello) (app int, err error) {
+	if name := lacking(listener, dialler); name != "" {
+		return 0, incompatible("the dialling side requires feature %q, which the listening side does not have", name)
 	}
-	return commonVersion(ours.apps, theirs.apps)
+	if name := lacking(dialler, listener); name != "" {
+		return 0, incompatible("the listening side requires feature %q, which the dialling side does not have", name)
+	}
+	return commonVersion(dialler.apps, listener.apps)
 }
 
-// commonVersion returns the highest version that both sides list, or 0 when one lists none.
-func commonVersion(ours, theirs []int) (int, error) {
-	if len(ours) == 0 || len(theirs) == 0 {
+func incompatible(format string, args ...any) error {
+	return &Error{Code: FailedPrecondition, Message: fmt.Sprintf(format, args...)}
+}
+
+// lacking returns a feature that other requires and h does not offer, or "".
+func lacking(h, other *hello) string {
+	for _, name := range other.required {
+		if !slices.Contains(h.offered, name) && !slices.Contains(h.required, name) {
+			return name
+		}
+	}
+	return ""
+}
+
+// commonVersion returns the highest version that both sides list, or 0 when one
+// lists none. The reason of its error is read on both sides.
+func commonVersion[V int | uint32](dialler, listener []V) (int, error) {
+	if len(dialler) == 0 || len(listener) == 0 {
 		return 0, nil
 	}
-	best := -1
-	for _, v := range ours {
-		if v > best && slices.Contains(theirs, v) {
-			best = v
+	best, found := V(0), false
+	for _, v := range dialler {
+		if slices.Contains(listener, v) {
+			best, found = max(best, v), true
 		}
 	}
-	if best < 0 {
-		return 0, &Error{Code: FailedPrecondition, Op: "handshake",
-			Message: fmt.Sprintf("no common application version: this side speaks %v, the other side %v", ours, theirs)}
+	if !found {
+		return 0, incompatible("no common application version: the dialling side speaks %v, the listening side %v", dialler, listener)
 	}
-	return best, nil
+	return int(best), nil
 }
 
-// handshake runs the handshake on nc within cfg.HandshakeTimeout, which includes
-// whatever nc does to verify the other side. It reads nothing beyond the
-// handshake. It returns the net.Conn to go on with (today always nc).
+// handshake runs the handshake on nc within the deadline that its caller has set,
+// which includes whatever nc does to verify the other side. It reads nothing
+// beyond the handshake. It returns the net.Conn to go on with (today always nc).
 func handshake(nc net.Conn, dialler bool, cfg *Config) (net.Conn, *hello, int, error) {
-	nc.SetDeadline(time.Now().Add(cfg.HandshakeTimeout))
 	ours := cfg.hello()
 	msg := append(make([]byte, 0, 256), wireMagic...)
 	msg = appendFrameHeader(msg, FrameHeader{Type: FrameHello})
@@ -215,12 +242,20 @@ func handshake(nc net.Conn, dialler bool, cfg *Config) (net.Conn, *hello, int, e
 	}
 	if dialler {
 		if _, err := nc.Write(msg); err != nil {
-			return nil, nil, 0, err
+			return nil, nil, 0, reasonFor(nc, err)
 		}
 	}
-	theirs, err := readHello(nc)
+	var app int
+	theirs, told, err := readHello(nc)
+	if err == nil && dialler {
+		app, err = negotiate(ours, theirs)
+	} else if err == nil {
+		app, err = negotiate(theirs, ours)
+	}
 	if err != nil {
-		refuse(nc, dialler, err)
+		if !told {
+			refuse(nc, dialler, err)
+		}
 		return nil, nil, 0, err
 	}
 	if !dialler {
@@ -228,27 +263,53 @@ func handshake(nc net.Conn, dialler bool, cfg *Config) (net.Conn, *hello, int, e
 			return nil, nil, 0, err
 		}
 	}
-	app, err := negotiate(ours, theirs)
-	if err != nil {
-		refuse(nc, true, err)
-		return nil, nil, 0, err
-	}
 	nc.SetDeadline(time.Time{})
 	return nc, theirs, app, nil
 }
 
+// reasonFor finds out why the other side took nothing of what was sent: it may
+// have said so, or said something in another protocol, before it closed.
+func reasonFor(nc net.Conn, err error) error {
+	_, told, reason := readHello(nc)
+	if _, wrong := reason.(*notPlugwire); told || wrong {
+		return reason
+	}
+	return err
+}
+
+// refuseTimeout is how long a peer that is not allowed may take to learn that.
+const refuseTimeout = time.Second
+
 // refuse tells the other side why the handshake failed, when it is one that
 // would understand: an acceptor has answered nothing before it saw the magic.
+// It stays within the handshake's deadline.
 func refuse(nc net.Conn, greeted bool, reason error) {
 	if _, wrong := reason.(*notPlugwire); wrong || errors.Is(reason, os.ErrDeadlineExceeded) {
 		return
+	}
+	code := CodeOf(reason)
+	if code == Unknown {
+		code = FailedPrecondition
 	}
 	var b []byte
 	if !greeted {
 		b = append(b, wireMagic...)
 	}
-	nc.SetWriteDeadline(time.Now().Add(time.Second))
-	nc.Write(appendGoAwayFailed(b, FailedPrecondition, reason.Error()))
+	nc.Write(appendGoAwayFailed(b, code, reason.Error()))
+}
+
+// refusePeer refuses who may not be there. An acceptor says so only to a
+// dialler that has sent the magic, and reads what came with it, since to close
+// with unread bytes would destroy the answer. It does not wait for long.
+func refusePeer(nc net.Conn, dialler bool, cfg *Config, reason error) {
+	nc.SetDeadline(time.Now().Add(min(cfg.HandshakeTimeout, refuseTimeout)))
+	if !dialler {
+		var b [len(wireMagic) + frameHeaderLen + maxHello]byte
+		if n, _ := io.ReadAtLeast(nc, b[:], len(wireMagic)); n < len(wireMagic) || string(b[:len(wireMagic)]) != wireMagic {
+			return
+		}
+	}
+	refuse(nc, false, reason)
 }
 
 // appendGoAwayFailed appends the frame that gives the reason for closing.
@@ -262,39 +323,41 @@ func appendGoAwayFailed(dst []byte, code Code, text string) []byte {
 // parseGoAwayFailed turns the other side's reason for closing into an error.
 func parseGoAwayFailed(b []byte) error {
 	f := fieldReader{b: b}
-	code := Code(f.u16())
+	code := statusOf(uint16(f.u16()))
 	if f.bad {
 		return errTruncated
 	}
 	return &Error{Code: code, Message: "the other side closed the connection: " + strings.TrimPrefix(printable(f.b, 1024), "plugwire: ")}
 }
 
-// readHello reads magic and HELLO.
-func readHello(nc net.Conn) (*hello, error) {
+// readHello reads magic and HELLO; told says that the error is the reason that
+// the other side gave instead.
+func readHello(nc net.Conn) (theirs *hello, told bool, err error) {
 	var head [len(wireMagic) + frameHeaderLen]byte
 	if err := readMagic(nc, head[:len(wireMagic)]); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if _, err := io.ReadFull(nc, head[len(wireMagic):]); err != nil {
-		return nil, handshakeReadError(err)
+		return nil, false, handshakeReadError(err)
 	}
 	h, err := ParseFrameHeader(head[len(wireMagic):])
 	switch {
 	case err != nil:
-		return nil, err
+		return nil, false, err
 	case h.Length > maxHello:
-		return nil, fmt.Errorf("plugwire: %v of %d bytes in the handshake, where %d are allowed", h.Type, h.Length, maxHello)
-	case h.Type != FrameHello && h.Type != FrameGoAway:
-		return nil, fmt.Errorf("plugwire: %v instead of HELLO", h.Type)
+		return nil, false, fmt.Errorf("plugwire: %v of %d bytes in the handshake, where %d are allowed", h.Type, h.Length, maxHello)
+	case h.Type != FrameHello && (h.Type != FrameGoAway || h.Code != goAwayFailed):
+		return nil, false, fmt.Errorf("plugwire: %v instead of HELLO", h.Type)
 	}
 	b := make([]byte, h.Length)
 	if _, err := io.ReadFull(nc, b); err != nil {
-		return nil, handshakeReadError(err)
+		return nil, false, handshakeReadError(err)
 	}
 	if h.Type == FrameGoAway {
-		return nil, parseGoAwayFailed(b)
+		return nil, true, parseGoAwayFailed(b)
 	}
-	return parseHello(b)
+	theirs, err = parseHello(b)
+	return theirs, false, err
 }
 
 func handshakeReadError(err error) error {

@@ -156,8 +156,11 @@ func parsePrefix(h *FrameHeader, b []byte, maxMessage int) (p prefix, payload []
 	if f.bad {
 		return p, nil, errTruncated
 	}
-	if p.total > 0 && len(f.b) >= p.total {
+	switch {
+	case p.total > 0 && len(f.b) >= p.total:
 		return p, nil, fmt.Errorf("plugwire: %v with BEGIN holds its whole message", h.Type)
+	case len(f.b) > maxMessage:
+		return p, nil, fmt.Errorf("plugwire: %v of %d bytes, MaxMessage is %d", h.Type, len(f.b), maxMessage)
 	}
 	return p, f.b, nil
 }
@@ -174,6 +177,8 @@ func (a *assembly) add(h *FrameHeader, b []byte) (whole bool, err error) {
 	have := len(a.buf) + len(b)
 	more := h.Flags&FlagMore != 0
 	switch {
+	case len(b) == 0:
+		return false, errEmptyPart
 	case have > a.total || more && have == a.total:
 		return false, fmt.Errorf("plugwire: fragments of %v exceed the announced %d bytes", h.Type, a.total)
 	case !more && have < a.total:

@@ -3,6 +3,7 @@ package plugwire
 import (
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"slices"
 )
 
@@ -16,8 +17,9 @@ const (
 // immutable once callers can see it.
 type peerMethods struct {
 	byName   map[string]*peerMethod
-	names    []string // in the order announced
-	fallback bool     // names that are not listed may be called by name
+	numbers  map[uint16]struct{} // those in byName
+	names    []string            // in the order announced
+	fallback bool                // names that are not listed may be called by name
 }
 
 // appendMethods appends METHODS frames that list t's methods, with payloads of
@@ -56,6 +58,23 @@ type peerMethod struct {
 	number uint16
 }
 
+// says reports whether every entry of a METHODS payload is in p already. A table
+// that is sent again and again then costs no copy of what is known.
+func (p *peerMethods) says(b []byte) bool {
+	f := fieldReader{b: b}
+	for len(f.b) > 0 {
+		number := f.u16()
+		name := f.take(f.u8())
+		if f.bad || number == 0 && (len(name) > 0 || !p.fallback) {
+			return false
+		}
+		if old := p.byName[string(name)]; number != 0 && (old == nil || old.number != uint16(number)) {
+			return false
+		}
+	}
+	return true
+}
+
 // parse adds the entries of one METHODS payload to p.
 func (p *peerMethods) parse(b []byte) error {
 	f := fieldReader{b: b}
@@ -80,7 +99,11 @@ func (p *peerMethods) parse(b []byte) error {
 		if len(p.names) == maxMethods {
 			return fmt.Errorf("plugwire: more than %d methods", maxMethods)
 		}
+		if _, taken := p.numbers[uint16(number)]; taken {
+			return fmt.Errorf("plugwire: method number %d is now %q, and was another before", number, name)
+		}
 		p.byName[name] = &peerMethod{name, uint16(number)}
+		p.numbers[uint16(number)] = struct{}{}
 		p.names = append(p.names, name)
 	}
 	return nil
@@ -99,12 +122,13 @@ func (c *Conn) announceMethods() {
 func (c *Conn) readMethods(h *FrameHeader, b []byte) error {
 	p := c.methodsComing
 	if p == nil {
-		p = &peerMethods{byName: make(map[string]*peerMethod)}
-		if old := c.theirs.Load(); old != nil {
-			for name, n := range old.byName {
-				p.byName[name] = n
-			}
-			p.names = slices.Clone(old.names)
+		if old := c.theirs.Load(); old == nil {
+			p = &peerMethods{byName: make(map[string]*peerMethod), numbers: make(map[uint16]struct{})}
+		} else if old.says(b) {
+			return nil // whether or not more of the table follows
+		} else {
+			p = &peerMethods{byName: maps.Clone(old.byName), numbers: maps.Clone(old.numbers),
+				names: slices.Clone(old.names), fallback: old.fallback}
 		}
 		c.methodsComing = p
 	}

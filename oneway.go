@@ -16,6 +16,7 @@ import (
 type outNotes struct {
 	sentBytes, sentMsgs       uint64
 	handledBytes, handledMsgs uint64 // as the other side has said
+	left                      int    // cost that may be sent without looking at anything else
 	large                     bool   // a message of several frames is being sent
 	ask                       bool   // CREDIT is to be asked for
 	asked                     uint64 // sentMsgs when that was last decided
@@ -33,6 +34,15 @@ func (n *outNotes) outstanding() uint64 {
 func (n *outNotes) fits(size, window int) bool {
 	have := n.outstanding()
 	return !n.large && (have == 0 || have+uint64(size)+messageCost <= uint64(window))
+}
+
+// allow works out left anew.
+func (n *outNotes) allow(c *Conn) {
+	n.left = 0
+	if !c.life.refuses && !n.large && n.window.Empty() {
+		n.left = max(c.limits.oneWay-int(n.outstanding()), 0)
+		n.left = min(n.left, c.limits.oneWay)
+	}
 }
 
 func (n *outNotes) appendAsk(b []byte) []byte {
@@ -53,93 +63,79 @@ func (c *Conn) Notify(ctx context.Context, method string, msg []byte) error {
 	if err != nil {
 		return err
 	}
-	size := len(msg)
-	if code == 0 {
-		size += 1 + len(method)
-	}
+	cost := len(msg) + messageCost
 	c.out.Lock()
-	for first := true; !c.mayNotify(ctx, size, len(msg), first); first = false {
-		m := message{kind: FrameNotify, code: code, name: method, payload: msg}
-		again, err := c.notifySlow(ctx, &m, first)
-		if err != nil || !again {
-			c.out.Unlock()
-			return err
+	n := &c.notes
+	if code != 0 && cost <= n.left && len(msg) <= c.limits.frame && ctx.Err() == nil { // as is usual
+		if b := c.out.Extend(frameHeaderLen + len(msg)); b != nil {
+			n.left -= cost
+			n.sentBytes += uint64(len(msg))
+			n.sentMsgs++
+			putHeader(b, FrameNotify, 0, code, 0, len(msg))
+			copy(b[frameHeaderLen:], msg)
+			c.out.Queue()
+			return nil
 		}
 	}
-	b := appendHeader(c.out.Buffer(), FrameNotify, 0, code, 0, size)
-	if code == 0 {
-		b = append(append(b, byte(len(method))), method...)
+	err = c.notifySlow(ctx, &message{kind: FrameNotify, code: code, name: method, payload: msg})
+	if err != nil {
+		c.out.Unlock()
+		return err
 	}
-	c.out.Put(append(b, msg...))
-	c.notes.sentBytes += uint64(len(msg))
-	c.notes.sentMsgs++
-	c.notified()
+	c.out.Queue()
 	return nil
 }
 
-// mayNotify reports whether nothing stands against a one-way message. Who has
-// not waited yet lets those go first who have.
-func (c *Conn) mayNotify(ctx context.Context, size, payload int, first bool) bool {
-	return !c.life.refuses && size <= c.limits.frame && c.notes.fits(payload, c.limits.oneWay) &&
-		(!first || c.notes.window.Empty()) && c.out.HasRoom(size+frameHeaderLen) && ctx.Err() == nil
-}
-
-// notified has what was queued sent: by this goroutine when it is worth a
-// write, else by the writer's. It gives up out's lock.
-func (c *Conn) notified() {
-	eager := c.out.Eager()
-	if !eager && !c.out.Busy() {
-		c.out.Kick()
-	}
-	c.out.Unlock()
-	if eager {
-		c.out.Flush()
-	}
-}
-
-// notifySlow does what stands between a message and the buffer: it waits, or
-// sends a large message itself (again is false then). first says that it has
-// not been here: it must not pass those who wait for the window, whereas one
-// that has had its turn at the window must not queue up again behind them.
-func (c *Conn) notifySlow(ctx context.Context, m *message, first bool) (again bool, err error) {
+// notifySlow sends a message against which something may stand: it waits until
+// nothing does.
+func (c *Conn) notifySlow(ctx context.Context, m *message) error {
+	n := &c.notes
 	fail := func(err error) error { return callError(err, m.name, true) }
-	if err := ctx.Err(); err != nil {
-		return false, fail(err)
-	}
-	if err := c.life.mayOpen(c); err != nil {
-		return false, fail(err)
-	}
 	if len(m.payload) > c.limits.message {
-		return false, &Error{Code: ResourceExhausted, Op: "call", Addr: m.name, notRun: true,
+		return &Error{Code: ResourceExhausted, Op: "call", Addr: m.name, notRun: true,
 			Message: fmt.Sprintf("message of %d bytes, the other side takes %d", len(m.payload), c.limits.message)}
 	}
-	fits := func() bool { return c.notes.fits(len(m.payload), c.limits.oneWay) }
-	if !fits() || first && !c.notes.window.Empty() {
-		c.askCredit()
-		open := func() bool {
-			if fits() || c.life.mayOpen(c) != nil {
-				return true
-			}
-			if c.askCredit() { // who waited before has sent something since
-				c.out.Kick()
-			}
-			return false
+	large := m.size() > c.limits.frame
+	fits := func() bool { return n.fits(len(m.payload), c.limits.oneWay) }
+	for waited := false; ; {
+		if err := ctx.Err(); err != nil {
+			return fail(err)
 		}
-		if err := c.waitFor(ctx, &c.notes.window, open); err != nil {
-			return false, fail(err)
+		if err := c.life.mayOpen(c); err != nil {
+			return fail(err)
 		}
-		return true, nil
+		if !fits() || !waited && !n.window.Empty() {
+			waited = true
+			n.left = 0 // until nobody waits
+			c.askCredit()
+			open := func() bool {
+				if fits() || c.life.mayOpen(c) != nil {
+					return true
+				}
+				if c.askCredit() { // who waited before has sent something since
+					c.out.Kick()
+				}
+				return false
+			}
+			if err := c.waitFor(ctx, &n.window, open); err != nil {
+				return fail(err)
+			}
+			continue
+		}
+		if large {
+			return c.notifyLarge(ctx, m)
+		}
+		if ok, err := c.room(ctx, m.size()+frameHeaderLen); err != nil {
+			return fail(err)
+		} else if ok {
+			break
+		}
 	}
-	// From here to the first frame the lock is not given up: what is sent after
-	// GOAWAY ack would break the protocol.
-	ok, err := c.room(ctx, min(m.size(), c.limits.frame)+frameHeaderLen)
-	switch {
-	case err != nil:
-		return false, fail(err)
-	case !ok || m.size() <= c.limits.frame:
-		return true, nil
-	}
-	return false, c.notifyLarge(ctx, m)
+	c.out.Put(m.append(c.out.Buffer(), len(m.payload)))
+	n.sentBytes += uint64(len(m.payload))
+	n.sentMsgs++
+	n.allow(c)
+	return nil
 }
 
 // askCredit has the other side asked to say when all that was sent is handled,
@@ -158,25 +154,35 @@ func (c *Conn) askCredit() bool {
 // notifyLarge sends a message of several frames, with which no other mixes.
 func (c *Conn) notifyLarge(ctx context.Context, m *message) error {
 	n := &c.notes
-	n.large = true
+	n.large, n.left = true, 0
 	n.sentBytes += uint64(len(m.payload))
 	n.sentMsgs++
-	begun, err := c.sendFragments(ctx, m, func() bool { return c.life.ended })
+	first := true
+	begun, err := c.sendFragments(ctx, m, func() bool {
+		if first { // it may have waited for room, and an ack may have been sent meanwhile
+			first = false
+			return c.life.refuses
+		}
+		return c.life.ended
+	})
 	n.large = false
 	if err != nil {
 		if begun {
-			c.out.Put(appendFrameHeader(c.out.Buffer(), FrameHeader{Type: FrameAbort}))
+			if !c.life.ended { // else GOAWAY has been sent
+				c.out.Put(appendFrameHeader(c.out.Buffer(), FrameHeader{Type: FrameAbort}))
+			}
 		} else {
 			n.sentBytes -= uint64(len(m.payload))
 			n.sentMsgs--
 		}
 		if err == errStopped {
-			err = c.Err()
+			err = c.life.mayOpen(c)
 		}
 		err = callError(err, m.name, true)
+		c.out.Kick()
 	}
+	n.allow(c)
 	c.out.Open(&n.window)
-	c.out.Kick()
 	return err
 }
 
@@ -216,6 +222,7 @@ func (c *Conn) credited(b []byte) error {
 			bytes, msgs, n.sentBytes, n.sentMsgs, n.handledBytes, n.handledMsgs)
 	}
 	n.handledBytes, n.handledMsgs = bytes, msgs
+	n.allow(c)
 	c.out.Open(&n.window)
 	c.out.OpenAll(&n.handled)
 	return nil
@@ -250,7 +257,8 @@ type note struct {
 	method  *method
 	name    string
 	payload []byte
-	aborted int // size of a message that was not completed: only to be counted, in its turn
+	copied  *[]byte // owns the payload while it is queued
+	dropped int     // bytes of a message that was aborted, and only counts
 }
 
 // appendCredit appends what is to be said about handled messages.
@@ -324,12 +332,6 @@ func (rd *reader) notify(h *FrameHeader, b []byte) (mine bool, err error) {
 	case c.life.acked.Load():
 		return true, fmt.Errorf("plugwire: NOTIFY after GOAWAY ack")
 	}
-	if t := c.mux.table.Load(); h.Flags == 0 && h.Code > 0 && int(h.Code) <= len(t.methods) { // as is usual
-		if err := c.noteArrived(len(b)); err != nil {
-			return true, err
-		}
-		return rd.deliver(t.methods[h.Code-1], "", b), nil
-	}
 	pre, payload, m, err := c.opening(h, b)
 	if err != nil {
 		return true, err
@@ -379,10 +381,10 @@ func (rd *reader) notifyAborted() error {
 	if n.large.total == 0 {
 		return fmt.Errorf("plugwire: ABORT of a one-way message that was not begun")
 	}
-	total := n.large.total
+	dropped := note{dropped: n.large.total}
 	n.large, n.largeNote = assembly{}, note{}
-	if !n.busy.Load() || !rd.c.enqueue(note{aborted: total}) {
-		rd.noteBytes += uint64(total)
+	if !n.busy.Load() || !rd.c.enqueue(dropped) { // not before those before it
+		rd.noteBytes += uint64(dropped.dropped)
 		rd.noteMsgs++
 	}
 	return nil
@@ -392,18 +394,12 @@ func (rd *reader) notifyAborted() error {
 // side must see it: what it has been told is never more than what was handled.
 func (c *Conn) noteArrived(size int) error {
 	n := &c.oneWay
+	left := c.noteWindow(size + messageCost)
 	n.gotBytes += uint64(size)
 	n.gotMsgs++
-	if n.gotBytes-n.seenBytes+messageCost*(n.gotMsgs-n.seenMsgs) <= uint64(c.cfg.Limits.OneWayWindow) {
-		return nil
-	}
-	c.reader.settleNotes()
-	c.out.Lock()
-	n.seenBytes, n.seenMsgs = n.handledBytes, n.handledMsgs
-	c.out.Unlock()
-	have := n.gotBytes - n.seenBytes + messageCost*(n.gotMsgs-n.seenMsgs)
-	if have > uint64(c.cfg.Limits.OneWayWindow) && n.gotMsgs-n.seenMsgs > 1 {
-		return fmt.Errorf("plugwire: one-way messages of %d bytes not yet handled, OneWayWindow is %d", have, c.cfg.Limits.OneWayWindow)
+	if size+messageCost > left && n.gotMsgs-n.seenMsgs > 1 {
+		return fmt.Errorf("plugwire: one-way messages of %d bytes not yet handled, OneWayWindow is %d",
+			c.noteOutstanding(), c.cfg.Limits.OneWayWindow)
 	}
 	return nil
 }
@@ -462,7 +458,11 @@ func (c *Conn) enqueue(nt note) bool {
 	if !n.busy.Load() {
 		return false
 	}
-	nt.payload = append([]byte(nil), nt.payload...)
+	if nt.dropped == 0 {
+		nt.copied = copies.Get().(*[]byte)
+		*nt.copied = append((*nt.copied)[:0], nt.payload...)
+		nt.payload = *nt.copied
+	}
 	n.queue = append(n.queue, nt)
 	return true
 }
@@ -483,11 +483,14 @@ func (c *Conn) noteQueue() {
 		n.queue[0] = note{}
 		n.queue = n.queue[1:]
 		n.mu.Unlock()
-		n.running = max(len(nt.payload), nt.aborted)
+		n.running = len(nt.payload) + nt.dropped
 		if nt.method != nil {
 			r := Request{conn: c, method: nt.method, name: nt.name, payload: nt.payload}
 			invoke(nt.method, &r, nil)
 			r.release()
+		}
+		if nt.copied != nil {
+			putCopy(nt.copied)
 		}
 		c.noteHandled(uint64(n.running), 1)
 		c.flushIfDue()

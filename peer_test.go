@@ -47,7 +47,7 @@ func scripted(t testing.TB, transport string, cfg *Config) (*Conn, *scriptedPeer
 	b = appendHello(b, testConfig(serves(emptyMux)).withDefaults().hello())
 	setFrameLength(b, len(wireMagic))
 	p.send(b)
-	if _, err := readHello(nc); err != nil {
+	if _, _, err := readHello(nc); err != nil {
 		t.Fatal(err)
 	}
 	p.fr = NewFrameReader(nc, maxFrame)

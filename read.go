@@ -56,11 +56,13 @@ type reader struct {
 
 	out       []byte // frames that end calls whose handlers ran inline
 	put       int    // how many
+	unsettled bool   // calls have run whose endings may still be in out
 	made      int    // how many have been made since the last flush
 	congested bool   // they do not leave fast enough
 
 	// Of the handler that runs inline.
-	word     uint64 // the role word meanwhile
+	word     uint64  // the role word meanwhile
+	marks    [2]mark // where a stand-in goes on, by the role word's epoch
 	current  *method
 	in       *inCall // or nil: note
 	note     Request
@@ -72,6 +74,18 @@ type reader struct {
 	err      error
 }
 
+// A mark is what a stand-in needs to know of a reader whose handler runs: there
+// is one for each of two successive epochs, so that the next can be written
+// while the present one may be read.
+type mark struct {
+	r                   int    // behind the handler's frame
+	noteBytes, noteMsgs uint64 // without the handler's
+	gotBytes, gotMsgs   uint64 // with it
+}
+
+// markOf returns the index of the mark that belongs to a role word.
+func markOf(word uint64) uint64 { return word / (roleMask + 1) % 2 }
+
 func newReader(c *Conn) *reader {
 	rd := &reader{c: c}
 	rd.readFunc = rd.readRaw
@@ -80,6 +94,10 @@ func newReader(c *Conn) *reader {
 
 // errPoked is what fill returns when the monitor asked the borrower to let go.
 var errPoked = errors.New("plugwire: poked")
+
+// maxEmptyReads is how many reads in a row may give neither bytes nor an error:
+// an empty write at the other end of a net.Pipe is one.
+const maxEmptyReads = 100
 
 // fill reads once, waiting until there is something. An idle connection holds
 // no buffer while it waits, where the platform can wait without one.
@@ -99,7 +117,10 @@ func (rd *reader) fill() error {
 		}
 	} else {
 		rd.ensureBuffer()
-		rd.n, err = c.nc.Read(rd.buf[rd.w:])
+		rd.n = 0
+		for empty := 0; rd.n == 0 && err == nil && empty < maxEmptyReads; empty++ {
+			rd.n, err = c.nc.Read(rd.buf[rd.w:])
+		}
 	}
 	if rd.n > 0 {
 		rd.w += rd.n
@@ -164,9 +185,9 @@ func (rd *reader) run() {
 			return
 		}
 		rd.settle()
-		if c.life.theyAreDone { // a connection that cannot be half-closed says no more
+		if c.life.theyAreDone { // nothing follows, and the farewell does the rest
 			rd.releaseBuffer()
-			c.readFailed(io.EOF)
+			close(c.eof)
 			return
 		}
 		if rd.letGo() {
@@ -185,7 +206,7 @@ func (rd *reader) process(borrowed bool) verdict {
 	c := rd.c
 	rd.served, rd.delivered = false, false
 	for rd.w-rd.r >= frameHeaderLen {
-		ended := c.ended.Load() // this side has closed: what still comes is discarded
+		ended := c.ended.Load() && !c.life.theyAreDone // this side has closed: what still comes is discarded
 		b := rd.buf[rd.r:rd.w]
 		// The header is read and passed field by field: a copy of the struct
 		// would wait for the stores of its parts.
@@ -193,6 +214,9 @@ func (rd *reader) process(borrowed bool) verdict {
 		h.Length, h.Type, h.Flags = binary.LittleEndian.Uint32(b), FrameType(b[4]), FrameFlags(b[5])
 		h.Code, h.ID = binary.LittleEndian.Uint16(b[6:]), binary.LittleEndian.Uint32(b[8:])
 		err := h.check()
+		if err == nil && c.life.theyAreDone {
+			err = fmt.Errorf("plugwire: %v after GOAWAY done", h.Type)
+		}
 		if err == nil && uint64(h.Length) > uint64(c.cfg.Limits.MaxFrame) {
 			err = fmt.Errorf("plugwire: %v of %d bytes, MaxFrame is %d", h.Type, h.Length, c.cfg.Limits.MaxFrame)
 		}
@@ -215,6 +239,14 @@ func (rd *reader) process(borrowed bool) verdict {
 			case FrameCall:
 				mine, err = rd.call(h, payload)
 			case FrameNotify:
+				if m := rd.plainNote(h); m != nil {
+					rd.r -= end
+					var ran bool
+					if ran, mine = rd.noteRun(m); ran {
+						break
+					}
+					rd.r += end
+				}
 				mine, err = rd.notify(h, payload)
 			case FrameReply, FrameError:
 				err = rd.ending(h, payload)
@@ -232,7 +264,11 @@ func (rd *reader) process(borrowed bool) verdict {
 		if err != nil {
 			rd.settle()
 			rd.releaseBuffer()
-			c.violated(err)
+			if c.life.theirReason != nil { // it has closed: nothing is answered
+				c.readFailed(err)
+			} else {
+				c.violated(err)
+			}
 			return readOver
 		}
 	}
@@ -253,8 +289,11 @@ func (rd *reader) controlFrame(h *FrameHeader, b []byte) error {
 		}
 		return nil
 	case FrameCredit:
-		if h.ID != 0 {
+		switch {
+		case h.ID != 0:
 			return fmt.Errorf("plugwire: CREDIT for stream %d, but no streams were agreed on", h.ID)
+		case h.Flags&FlagBack != 0:
+			return errors.New("plugwire: CREDIT with BACK for slot 0")
 		}
 		if len(b) == 0 {
 			rd.settleNotes()
@@ -308,12 +347,15 @@ func (rd *reader) ending(h *FrameHeader, b []byte) error {
 	var failed *Error
 	more := false
 	if h.Type == FrameError {
+		if e.total > 0 {
+			return fmt.Errorf("plugwire: ERROR in slot %d inside a REPLY that was not aborted", h.ID)
+		}
 		text, detail, err := parseErrorPayload(b)
 		if err != nil {
 			return err
 		}
-		failed = &Error{Code: errorCode(h.Code), Op: "call", Message: string(text), Detail: append([]byte(nil), detail...), notRun: h.Flags&FlagNotRun != 0}
-	} else if h.Flags&(FlagBegin|FlagMore) != 0 || e.total > 0 {
+		failed = &Error{Code: statusOf(h.Code), Op: "call", Message: string(text), Detail: append([]byte(nil), detail...), notRun: h.Flags&FlagNotRun != 0}
+	} else if h.Flags&(FlagBegin|FlagMore) != 0 || e.total > 0 || len(b) > c.cfg.Limits.MaxMessage {
 		var err error
 		if b, more, err = c.replyPart(e, h, b); err != nil {
 			return err
@@ -365,12 +407,12 @@ func (rd *reader) dropEnding(id uint32, e *outCall) {
 	c.out.Unlock()
 }
 
-// errorCode reads the status of an ERROR, which is never a success.
-func errorCode(status uint16) Code {
-	if status == uint16(OK) {
+// statusOf reads a status that goes with a failure: OK would make it a success.
+func statusOf(code uint16) Code {
+	if code == uint16(OK) {
 		return Unknown
 	}
-	return Code(status)
+	return Code(code)
 }
 
 // replyPart checks a REPLY against what came before it of the same reply.
@@ -387,6 +429,8 @@ func (c *Conn) replyPart(e *outCall, h *FrameHeader, b []byte) (part []byte, mor
 		e.total = pre.total
 	} else if h.Flags&FlagBegin != 0 {
 		return nil, false, errBeginTwice
+	} else if len(b) == 0 {
+		return nil, false, errEmptyPart
 	}
 	e.got += len(b)
 	if e.got > e.total || more == (e.got == e.total) {
@@ -399,6 +443,7 @@ var (
 	errNoMetadata = errors.New("plugwire: metadata, a feature that was not agreed on")
 	errNoBegin    = errors.New("plugwire: a fragment of a message that was not begun")
 	errBeginTwice = errors.New("plugwire: BEGIN inside a message")
+	errEmptyPart  = errors.New("plugwire: an empty fragment continues a message")
 )
 
 // settle does what was put off while frames were taken in: credit is due,
@@ -412,6 +457,10 @@ func (rd *reader) settle() {
 	}
 	rd.settleNotes()
 	rd.putReplies()
+	if rd.unsettled {
+		rd.unsettled = false
+		c.unsettled.Store(false)
+	}
 	if rd.made > 0 {
 		rd.made = 0
 		c.out.Flush()
@@ -463,8 +512,8 @@ func (c *Conn) borrow(e *outCall) bool {
 		if rd.w > rd.r {
 			v = rd.process(true)
 		}
-		if v == readOver {
-			c.role.Store(nextRole(c.role.Load(), roleReading)) // nobody needs to see to it any more
+		if v == readOver { // nobody will read again; the monitor need not look for somebody
+			c.role.Store(nextRole(c.role.Load(), roleReading))
 			return false
 		}
 		if v == needMore {
@@ -523,13 +572,16 @@ func (c *Conn) takeOver(word uint64) {
 		return
 	}
 	old, rd := c.reader, newReader(c)
-	if old.w > old.r {
+	m := old.marks[markOf(word)]
+	if old.w > m.r {
 		rd.ensureBuffer()
-		rd.w = copy(rd.buf[:], old.buf[old.r:old.w])
+		rd.w = copy(rd.buf[:], old.buf[m.r:old.w])
 	}
-	rd.endings, rd.noteBytes, rd.noteMsgs = old.endings, old.noteBytes, old.noteMsgs
-	rd.made = old.made
+	rd.endings, rd.made = old.endings, old.made
+	rd.noteBytes, rd.noteMsgs = m.noteBytes, m.noteMsgs
+	c.oneWay.gotBytes, c.oneWay.gotMsgs = m.gotBytes, m.gotMsgs
 	old.putReplies() // the handler writes behind them
+	c.unsettled.Store(false)
 	if old.in != nil {
 		c.keep(old.in)
 	} else {

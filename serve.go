@@ -169,6 +169,8 @@ func (rd *reader) call(h *FrameHeader, b []byte) (mine bool, err error) {
 		return rd.callPart(in, h, b)
 	}
 	switch {
+	case h.Flags&(FlagBegin|FlagMore) == FlagMore:
+		return true, errNoBegin
 	case in.state.Load() != inIdle:
 		return true, fmt.Errorf("plugwire: CALL in slot %d, which is in use", h.ID)
 	case c.life.acked.Load():
@@ -181,6 +183,13 @@ func (rd *reader) call(h *FrameHeader, b []byte) (mine bool, err error) {
 	in.cost = int64(max(pre.total, len(payload)) + messageCost)
 	if before := c.servingBytes.Load(); before > 0 && before+in.cost > int64(c.cfg.Limits.MaxRequestBytes) {
 		return true, fmt.Errorf("plugwire: requests of %d bytes in flight, MaxRequestBytes is %d", before+in.cost, c.cfg.Limits.MaxRequestBytes)
+	}
+	if !rd.unsettled { // Close looks for it after it has set ended
+		rd.unsettled = true
+		c.unsettled.Store(true)
+		if c.ended.Load() {
+			return true, nil
+		}
 	}
 	in.conn, in.id = c, h.ID
 	r := &in.req
@@ -205,7 +214,7 @@ func (rd *reader) call(h *FrameHeader, b []byte) (mine bool, err error) {
 // message, and finds the method.
 func (c *Conn) opening(h *FrameHeader, b []byte) (pre prefix, payload []byte, m *method, err error) {
 	payload = b
-	if h.Flags != 0 || h.Code == 0 {
+	if h.Flags != 0 || h.Code == 0 || len(b) > c.cfg.Limits.MaxMessage {
 		switch {
 		case h.Flags&(FlagBegin|FlagMore) == FlagMore:
 			err = errNoBegin
@@ -264,6 +273,42 @@ func (rd *reader) aborted(h *FrameHeader) error {
 	return nil
 }
 
+// refuse ends a call without running it. It costs the other side next to
+// nothing to be refused, so where endings do not leave, this one waits, and the
+// slot with it.
+func (rd *reader) refuse(in *inCall, err error) {
+	if rd.isCongested() {
+		rd.c.keep(in)
+		in.req.release()
+		in.err, in.ready = err, true
+		rd.c.workers.run(in)
+		return
+	}
+	rd.respond(in, nil, err)
+}
+
+// isCongested reports whether endings do not leave fast enough.
+func (rd *reader) isCongested() bool {
+	if c := rd.c; rd.congested {
+		rd.putReplies()
+		c.out.Lock()
+		rd.congested = c.out.Len() > congested
+		c.out.Unlock()
+	}
+	return rd.congested
+}
+
+// late returns why a request need not run any more, or nil.
+func (in *inCall) late() error {
+	switch {
+	case in.state.Load() == inCancelled:
+		return &Error{Code: Canceled, Message: "cancelled before it ran", notRun: true}
+	case !in.req.deadline.IsZero() && !time.Now().Before(in.req.deadline):
+		return &Error{Code: DeadlineExceeded, Message: "the deadline passed before it ran", notRun: true}
+	}
+	return nil
+}
+
 // dispatch runs a call's handler, inline or on a worker. large is the buffer of
 // the payload when it is not the reader's, or nil; mine is false when the role
 // was taken over.
@@ -274,13 +319,12 @@ func (rd *reader) dispatch(in *inCall, large []byte) (mine bool) {
 		putLarge(large)
 		return true
 	}
-	if err := in.overdue(); err != nil {
+	if err := in.late(); err != nil {
 		rd.refuse(in, err)
 		putLarge(large)
 		return true
 	}
-	rd.lookAgain()
-	if large != nil || rd.congested || !c.statsOf(m).inline() {
+	if large != nil || rd.isCongested() || !c.statsOf(m).inline() {
 		c.keep(in)
 		if large != nil {
 			in.copied = new([]byte)
@@ -300,31 +344,6 @@ func (rd *reader) dispatch(in *inCall, large []byte) (mine bool) {
 	return rd.handled(in, out, err)
 }
 
-// lookAgain finds out whether replies still do not leave fast enough.
-func (rd *reader) lookAgain() {
-	if !rd.congested {
-		return
-	}
-	rd.putReplies()
-	c := rd.c
-	c.out.Lock()
-	rd.congested = c.out.Len() > congested
-	c.out.Unlock()
-}
-
-// refuse ends a call without its handler. While replies do not leave, the slot
-// stays in use until this one has: a flood of such calls finds no slots.
-func (rd *reader) refuse(in *inCall, err error) {
-	if rd.lookAgain(); !rd.congested {
-		rd.respond(in, nil, err)
-		return
-	}
-	rd.c.keep(in)
-	in.req.release()
-	in.result, in.err, in.ready = nil, err, true
-	rd.c.workers.run(in)
-}
-
 // enter marks the role as in a handler. From here to leave, the reader belongs
 // to whoever takes the role over. The monitor sees to it that nothing waits for
 // the handler for long.
@@ -332,6 +351,7 @@ func (rd *reader) enter(m *method, r *Request) {
 	c := rd.c
 	r.reader, rd.current = rd, m
 	rd.word = nextRole(c.role.Load(), roleHandler)
+	rd.marks[markOf(rd.word)] = mark{rd.r, rd.noteBytes, rd.noteMsgs, c.oneWay.gotBytes, c.oneWay.gotMsgs}
 	c.role.Store(rd.word)
 	if !c.watched.Load() {
 		c.watch()
@@ -342,10 +362,13 @@ func (rd *reader) enter(m *method, r *Request) {
 func (rd *reader) leave() bool {
 	c := rd.c
 	if c.role.CompareAndSwap(rd.word, rd.word&^roleMask|roleReading) {
+		m := &rd.marks[markOf(rd.word)]
+		rd.r, rd.noteBytes, rd.noteMsgs = m.r, m.noteBytes, m.noteMsgs
+		c.oneWay.gotBytes, c.oneWay.gotMsgs = m.gotBytes, m.gotMsgs
 		return true
 	}
 	c.taking.Lock() // until what the stand-in does to this reader is done
-	c.taking.Unlock()
+	defer c.taking.Unlock()
 	return false
 }
 
@@ -421,24 +444,13 @@ func (rd *reader) putReplies() {
 	}
 	c := rd.c
 	c.out.Lock()
-	if !c.life.ended { // else it is too late: GOAWAY done is the last frame
+	if !c.life.ended { // else GOAWAY has been sent, behind which nothing comes
 		c.out.Put(append(c.out.Buffer(), rd.out...))
 	}
 	rd.congested = c.out.Len() > congested
 	c.callsServed += uint64(rd.put)
 	c.out.Unlock()
 	rd.out, rd.put = rd.out[:0], 0
-}
-
-// overdue returns why the handler of a call need not be started any more, or nil.
-func (in *inCall) overdue() error {
-	if d := in.req.deadline; !d.IsZero() && !time.Now().Before(d) {
-		return &Error{Code: DeadlineExceeded, Message: "the deadline passed before the handler was started", notRun: true}
-	}
-	if in.state.Load() == inCancelled {
-		return &Error{Code: Canceled, Message: "cancelled before the handler was started", notRun: true}
-	}
-	return nil
 }
 
 // run is a worker's work on a call that was given to it.
@@ -450,7 +462,7 @@ func (in *inCall) run() {
 		c.respond(in, out, err)
 		return
 	}
-	if err := in.overdue(); err != nil {
+	if err := in.late(); err != nil {
 		c.respond(in, nil, err)
 		return
 	}
@@ -566,10 +578,12 @@ func (c *Conn) respond(in *inCall, out []byte, err error) {
 	c.out.Lock()
 	defer c.out.Unlock()
 	if m.size() <= c.limits.frame {
-		for ok := false; !ok; {
-			if ok, err = c.room(ctx, m.size()+frameHeaderLen); err != nil || c.life.ended {
+		for {
+			if ok, err := c.room(ctx, m.size()+frameHeaderLen); err != nil || c.life.ended {
 				c.endServing(in)
 				return
+			} else if ok {
+				break
 			}
 		}
 		c.out.Put(m.append(c.out.Buffer(), len(m.payload)))

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net"
 	"sync"
-	"syscall"
 	"time"
 )
 
@@ -121,16 +120,6 @@ func (s *Server) Serve(l net.Listener) error {
 		}
 		pause = min(2*pause, acceptPauseMost)
 	}
-}
-
-// temporary reports whether Accept may succeed later.
-func temporary(err error) bool {
-	for _, e := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED, syscall.EINTR} {
-		if errors.Is(err, e) {
-			return true
-		}
-	}
-	return false
 }
 
 // pause waits for d; false means that the server was closed meanwhile.

@@ -117,14 +117,19 @@ var errBacklogFull = errors.New("the server's backlog is full, it accepts no con
 // and there is nothing to poll for.
 func dialUnix(ctx context.Context, path string) (*net.UnixConn, error) {
 	var d net.Dialer
+	full := false
 	for wait := firstDialRetry; ; wait = min(2*wait, lastDialRetry) {
 		c, err := d.DialContext(ctx, "unix", path)
-		if err == nil {
+		switch {
+		case err == nil:
 			return c.(*net.UnixConn), nil
-		}
-		if !errors.Is(err, syscall.EAGAIN) {
+		case full && errors.Is(err, os.ErrDeadlineExceeded): // net saw the context's deadline before the context did
+			<-ctx.Done()
+			return nil, fmt.Errorf("%w: %w", errBacklogFull, ctx.Err())
+		case !errors.Is(err, syscall.EAGAIN):
 			return nil, err
 		}
+		full = true
 		timer := time.NewTimer(wait)
 		select {
 		case <-timer.C:
@@ -185,8 +190,7 @@ type unixListener struct {
 	lock *lockfile.File // keeps the path, or nil
 	dir  string         // the private directory, or ""
 
-	closing  sync.Once
-	closeErr error
+	closing sync.Once
 }
 
 // Accept returns a *net.UnixConn.

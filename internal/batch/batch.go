@@ -75,6 +75,7 @@ type Writer struct {
 	sent     uint64  // bytes that the connection has taken
 	writes   uint64  // successful write calls
 	room     Gate    // those who wait for pending to shrink
+	limit    int     // how many bytes may be pending for those who do not wait
 	idle     []chan struct{}
 	err      error
 	finished bool // the goroutine has been told to end
@@ -83,7 +84,7 @@ type Writer struct {
 // New returns a Writer to conn and starts its goroutine, which ends after Fail
 // or a failed write.
 func New(conn net.Conn, cfg Config) *Writer {
-	w := &Writer{conn: conn, cfg: cfg, wake: make(chan struct{}, 1)}
+	w := &Writer{conn: conn, cfg: cfg, wake: make(chan struct{}, 1), limit: High}
 	if sc, ok := conn.(syscall.Conn); ok && canTry {
 		if raw, err := sc.SyscallConn(); err == nil {
 			w.raw, w.tryFunc = raw, w.try
@@ -113,6 +114,33 @@ func (w *Writer) Buffer() []byte {
 // Put stores the buffer that Buffer returned, with what was appended to it.
 func (w *Writer) Put(b []byte) { w.pending.b = b }
 
+// Extend makes the pending buffer n bytes longer and returns those to fill in,
+// or nil when there is no room, or no buffer that is large enough.
+func (w *Writer) Extend(n int) []byte {
+	p := w.pending
+	if p == nil || len(p.b)+n > min(w.limit, cap(p.b)) {
+		return nil
+	}
+	at := len(p.b)
+	p.b = p.b[:at+n]
+	return p.b[at:]
+}
+
+// Queue releases the lock after something was appended for which nobody waits:
+// it is written when a batch is full, or soon by the Writer's goroutine.
+func (w *Writer) Queue() {
+	full := false
+	if !w.writing {
+		if full = w.Len() >= eager; !full && !w.kicked {
+			w.Kick()
+		}
+	}
+	w.mu.Unlock()
+	if full {
+		w.Flush()
+	}
+}
+
 // Len returns how many bytes are pending.
 func (w *Writer) Len() int {
 	if w.pending == nil {
@@ -124,6 +152,11 @@ func (w *Writer) Len() int {
 // Position returns the offset in the connection's byte stream behind the last
 // byte appended.
 func (w *Writer) Position() uint64 { return w.taken + uint64(w.Len()) }
+
+// Taken returns the offset behind the last byte that may have been sent: what a
+// write under way is given counts, since the other side can have it before the
+// write returns.
+func (w *Writer) Taken() uint64 { return w.taken }
 
 // Sent returns how many bytes the connection has taken.
 func (w *Writer) Sent() uint64 { return w.sent }
@@ -164,12 +197,8 @@ func (w *Writer) Kick() {
 // HasRoom reports whether n more bytes may be appended at once. Those who do
 // not wait in turn leave the last quarter to those who do.
 func (w *Writer) HasRoom(n int) bool {
-	limit := High
-	if !w.room.Empty() {
-		limit = High * 3 / 4
-	}
 	have := w.Len()
-	return have == 0 || have+n <= limit
+	return have == 0 || have+n <= w.limit
 }
 
 // WaitRoom waits until n bytes may be appended: it returns with the lock held
@@ -178,7 +207,12 @@ func (w *Writer) WaitRoom(ctx context.Context, n int) error {
 	if !w.writing {
 		w.Kick()
 	}
-	return w.Wait(ctx, &w.room, func() bool { have := w.Len(); return have == 0 || have+n <= High })
+	w.limit = High * 3 / 4
+	err := w.Wait(ctx, &w.room, func() bool { have := w.Len(); return have == 0 || have+n <= High })
+	if w.room.Empty() {
+		w.limit = High
+	}
+	return err
 }
 
 // take makes the pending bytes the batch to write, if there are any and nobody writes.

@@ -1,0 +1,213 @@
+package plugwire
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"reflect"
+	"testing"
+	"time"
+)
+
+func FuzzHello(f *testing.F) {
+	entries, _ := readGolden(f)
+	for _, e := range entries {
+		if e.header.Type == FrameHello {
+			f.Add(e.payload())
+		}
+	}
+	f.Add(appendHello(nil, (*Config)(nil).withDefaults().hello()))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if len(b) > maxHello {
+			return
+		}
+		h, err := parseHello(b)
+		if err != nil {
+			return
+		}
+		again, err := parseHello(appendHello(nil, h))
+		if err != nil || !reflect.DeepEqual(again, h) {
+			t.Fatalf("%x\nmeans   %+v\nbecame  %+v, %v", b, h, again, err)
+		}
+		l := h.limits
+		for _, n := range []int{l.frame, l.message, l.calls, l.oneWay, l.requestBytes, l.streamWindow} {
+			if n < 0 || n > maxWireLen {
+				t.Fatalf("limit %d", n)
+			}
+		}
+		ours := (*Config)(nil).withDefaults().hello()
+		ours.apps = []uint32{1, 2}
+		a, err1 := negotiate(ours, h)
+		b2, err2 := negotiate(h, ours)
+		if a != b2 || (err1 == nil) != (err2 == nil) {
+			t.Fatalf("the dialler finds %d %v, the listener %d %v", a, err1, b2, err2)
+		}
+	})
+}
+
+// A scriptReader makes frames of a fuzzer's bytes, most of them nearly legal:
+// four bytes choose type, flags, code and id from what is likely to mean
+// something, and the rest is payload.
+type scriptReader struct{ b []byte }
+
+func (s *scriptReader) byte() byte {
+	if len(s.b) == 0 {
+		return 0
+	}
+	c := s.b[0]
+	s.b = s.b[1:]
+	return c
+}
+
+func (s *scriptReader) take(n int) []byte {
+	n = min(n, len(s.b))
+	b := s.b[:n]
+	s.b = s.b[n:]
+	return b
+}
+
+var scriptFlags = map[FrameType][]FrameFlags{
+	FrameMethods: {0, FlagMore},
+	FrameCall:    {0, 0, bm, FlagMore, FlagDeadline, bm | FlagDeadline, FlagBegin, FlagMeta},
+	FrameReply:   {FlagBack, FlagBack, FlagBack | bm, FlagBack | FlagMore, 0},
+	FrameError:   {FlagBack, nr, 0},
+	FrameNotify:  {0, 0, bm, FlagMore},
+	FrameAbort:   {0, FlagBack},
+	FrameCredit:  {0, 0, FlagBack},
+}
+
+func (s *scriptReader) frame() []byte {
+	typ := FrameType(s.byte())
+	if typ < 0xf0 { // leave some as they are
+		typ = FrameType(1 + int(typ)%(len(frameTypeNames)-1))
+	}
+	f := s.byte()
+	flags := FrameFlags(f)
+	if choices := scriptFlags[typ]; f < 0xf0 && len(choices) > 0 {
+		flags = choices[int(f)%len(choices)]
+	} else if f < 0xf0 {
+		flags = 0
+	}
+	code := uint16(s.byte() % 6)
+	id := uint32(s.byte())
+	if id < 0xe0 {
+		id %= 9
+	} else if id == 0xff {
+		id = 1<<32 - 1
+	}
+	switch typ {
+	case FrameNotify, FrameCredit:
+		if id < 0xe0 {
+			id = 0
+		}
+	case FrameGoAway:
+		code = 1 + code%4
+	}
+	n := int(s.byte())
+	if n >= 0xf0 { // a long one
+		return frame(typ, flags, code, id, filler[:(n-0xef)*256])
+	}
+	payload := s.take(n % 32)
+	if typ == FramePing || typ == FramePong {
+		payload = append(payload[:len(payload):len(payload)], filler[:8]...)[:8]
+	}
+	var head []byte
+	if flags&FlagBegin != 0 {
+		head = append(head, s.byte(), s.byte()%33, 0, 0)
+	}
+	if flags&FlagDeadline != 0 {
+		head = append(head, 0, 0, 0, s.byte(), s.byte(), 0, 0, 0)
+	}
+	if code == 0 && (typ == FrameCall || typ == FrameNotify) {
+		head = append(head, "\x04echo"...)
+	}
+	return frame(typ, flags, code, id, head, payload)
+}
+
+// fuzzMux are handlers of every temper.
+func fuzzMux() *Mux {
+	m := NewMux()
+	m.Handle("echo", HandlerFunc(func(r *Request, reply []byte) ([]byte, error) { return append(reply, r.Payload()...), nil }))
+	m.Handle("slow", HandlerFunc(func(r *Request, reply []byte) ([]byte, error) {
+		select {
+		case <-r.Context().Done():
+		case <-time.After(3 * time.Millisecond):
+		}
+		return reply, r.Context().Err()
+	}))
+	m.Handle("note", HandlerFunc(func(r *Request, reply []byte) ([]byte, error) { return nil, nil }))
+	m.Handle("back", HandlerFunc(func(r *Request, reply []byte) ([]byte, error) {
+		ctx, cancel := context.WithTimeout(r.Context(), 5*time.Millisecond)
+		defer cancel()
+		b, err := r.Conn().Call(ctx, "theirs", r.Payload())
+		return append(reply, b...), err
+	}))
+	m.Handle("panic", HandlerFunc(func(r *Request, reply []byte) ([]byte, error) { panic("as asked") }))
+	return m
+}
+
+// FuzzConnScript sends a script of frames to a live connection, in pieces, and
+// closes. Nothing may panic or hang, every call and the connection end, and
+// another client of the same server is not harmed.
+func FuzzConnScript(f *testing.F) {
+	f.Add(false, byte(0), []byte{})
+	f.Fuzz(func(t *testing.T, unix bool, chunk byte, script []byte) {
+		if len(script) > 4096 {
+			return
+		}
+		network := "pipe"
+		if unix {
+			network = "unix"
+		}
+		s := &Server{Mux: fuzzMux(), Config: &Config{CloseTimeout: 50 * time.Millisecond, Limits: adversaryLimits}}
+		defer s.Close()
+		join := func() (net.Conn, <-chan error) {
+			dialled, accepted := socketPair(t, network)
+			served := make(chan error, 1)
+			go func() { served <- s.ServeConn(context.Background(), accepted) }()
+			dialled.SetDeadline(time.Now().Add(adversaryPatience))
+			return dialled, served
+		}
+		nc, served := join()
+		go io.Copy(io.Discard, nc)
+		wire := helloBytes(adversaryHello())
+		for r := (scriptReader{script}); len(r.b) > 0; {
+			wire = append(wire, r.frame()...)
+		}
+		step := 1 + 7*int(chunk)
+		if chunk == 0 {
+			step = len(wire)
+		}
+		for len(wire) > 0 {
+			n := min(step, len(wire))
+			if _, err := nc.Write(wire[:n]); err != nil {
+				break
+			}
+			wire = wire[n:]
+		}
+		good, goodServed := join()
+		ctx, cancel := context.WithTimeout(context.Background(), adversaryPatience)
+		defer cancel()
+		c, err := NewConn(ctx, good, nil)
+		if err != nil {
+			t.Fatalf("another client: %v", err)
+		}
+		good.SetDeadline(time.Time{})
+		if b, err := c.Call(ctx, "echo", []byte("honest")); err != nil || string(b) != "honest" {
+			t.Fatalf("another client's call: %q, %v", b, err)
+		}
+		c.Close()
+		nc.Close()
+		for _, ch := range []<-chan error{served, goodServed} {
+			select {
+			case err := <-ch:
+				if err != nil && !errors.As(err, new(*Error)) {
+					t.Fatalf("%T %v", err, err)
+				}
+			case <-ctx.Done():
+				t.Fatal("a connection does not end")
+			}
+		}
+	})
+}
