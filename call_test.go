@@ -29,7 +29,7 @@ func TestCallEchoesEverySize(t *testing.T) {
 }
 
 func testEchoes(t *testing.T, x, y *Conn, frame, message int) {
-	for range 2 { // at first by name
+	for range scaled(2) { // at first by name
 		for _, n := range []int{0, 1, 12, 13, frame - 12, frame - 5, frame - 1, frame, frame + 1, frame + 12, 2 * frame, 2*frame + 1,
 			maxFrame - 1, maxFrame, maxFrame + 1, 3 << 20, message - 1, message} {
 			req := fill(n, uint64(n))

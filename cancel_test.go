@@ -164,7 +164,7 @@ func TestCancelInTheMiddleOfARequest(t *testing.T) {
 		if err := checkCall(background, x, 100, 1); err != nil {
 			t.Fatal(err)
 		}
-		for round := range 3 {
+		for round := range scaled(3) {
 			gate.mu.Lock() // y reads nothing from now on
 			var wg sync.WaitGroup
 			ctx, cancel := context.WithCancel(background)

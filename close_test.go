@@ -212,13 +212,13 @@ func TestCloseWhileRepliesArriveInPieces(t *testing.T) {
 		m := NewMux()
 		reply := make([]byte, 4<<20)
 		m.Handle("big", HandlerFunc(func(*Request, []byte) ([]byte, error) { return reply, nil }))
-		for i := range 25 {
+		for i := range scaled(25) {
 			x, y := pair(t, transport, nil, serves(m))
 			errs := make(chan error, 4)
 			for range cap(errs) {
 				go func() { _, err := x.Call(background, "big", nil); errs <- err }()
 			}
-			until(t, "part of a reply", func() bool { return x.readBytes.Load() > uint64(i)*400<<10 })
+			until(t, "part of a reply", func() bool { return x.readBytes.Load() > uint64(i%25)*400<<10 })
 			x.Close()
 			for range cap(errs) {
 				receive(t, "the end of a call", errs)
@@ -277,14 +277,17 @@ func TestACallThatIsBeingWrittenMayHaveRun(t *testing.T) {
 		dialled, accepted := netPair(t, transport, nil)
 		var hold atomic.Bool
 		held, release := make(chan struct{}), make(chan struct{})
-		s := &slowWrites{Conn: dialled, wrote: func([]byte) {
-			if hold.CompareAndSwap(true, false) {
+		s := &slowWrites{Conn: dialled, wrote: func(b []byte) {
+			if FrameType(b[4]) == FrameCall && hold.CompareAndSwap(true, false) {
 				close(held)
 				<-release
 			}
 		}}
 		x, y := openPair(t, s, accepted, &Config{Authorize: anyone}, serves(m))
 		until(t, "the table", func() bool { return x.Methods() != nil })
+		if _, err := x.Ping(background); err != nil { // what is written at first is out of the way
+			t.Fatal(err)
+		}
 		hold.Store(true)
 		done := make(chan error, 1)
 		go func() { _, err := x.Call(background, "run", nil); done <- err }()
@@ -313,6 +316,9 @@ func TestAWriteThatFailsHalfwayMayHaveDelivered(t *testing.T) {
 	f := &failingWrites{Conn: dialled}
 	x, y := openPair(t, f, accepted, nil, serves(m))
 	until(t, "the table", func() bool { return x.Methods() != nil })
+	if _, err := x.Ping(background); err != nil {
+		t.Fatal(err)
+	}
 	f.ran = func() bool { return ran.Load() == 1 }
 	f.fail.Store(true)
 	_, err := x.Call(background, "run", nil)
@@ -332,7 +338,7 @@ type failingWrites struct {
 
 func (f *failingWrites) Write(b []byte) (int, error) {
 	n, err := f.Conn.Write(b)
-	if f.fail.Load() {
+	if FrameType(b[4]) == FrameCall && f.fail.Load() {
 		for !f.ran() {
 			time.Sleep(100 * time.Microsecond)
 		}

@@ -124,10 +124,11 @@ func TestNotifyFromManySendersWithLargeOnes(t *testing.T) {
 			x, y := pair(t, transport, nil, &Config{Mux: m, Limits: Limits{OneWayWindow: window}})
 			var wg sync.WaitGroup
 			var total atomic.Int64
+			each := scaled(150)
 			for s := range 8 {
 				wg.Go(func() {
 					rng := rand.New(rand.NewPCG(uint64(s), 5))
-					for i := range uint64(150) {
+					for i := range uint64(each) {
 						size := rng.IntN(500)
 						if i%16 == 3 {
 							size = rng.IntN(window * 5 / 4) // also larger than the window
@@ -146,8 +147,8 @@ func TestNotifyFromManySendersWithLargeOnes(t *testing.T) {
 			}
 			parallelChecks(t, x, 100)
 			wg.Wait()
-			if err := x.Flush(background); err != nil || o.handled.Load() != 8*150 || o.bytes.Load() != total.Load() {
-				t.Errorf("%d messages of %d bytes handled, want %d of %d; %v", o.handled.Load(), o.bytes.Load(), 8*150, total.Load(), err)
+			if err := x.Flush(background); err != nil || o.handled.Load() != int64(8*each) || o.bytes.Load() != total.Load() {
+				t.Errorf("%d messages of %d bytes handled, want %d of %d; %v", o.handled.Load(), o.bytes.Load(), 8*each, total.Load(), err)
 			}
 			accounts(t, x, y)
 		}

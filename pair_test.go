@@ -228,17 +228,23 @@ func receive[T any](t testing.TB, what string, ch <-chan T) (v T) {
 
 // fill makes n bytes that tell one seed from another, wherever one looks.
 func fill(n int, seed uint64) []byte {
-	b := make([]byte, n)
+	b := make([]byte, (n+7)/8*8)
 	x := seed*0x9e3779b97f4a7c15 + 1
-	for i := range b {
-		if i%8 == 0 {
-			x ^= x << 13
-			x ^= x >> 7
-			x ^= x << 17
-		}
-		b[i] = byte(x >> (8 * (i % 8)))
+	for i := 0; i < len(b); i += 8 {
+		x ^= x << 13
+		x ^= x >> 7
+		x ^= x << 17
+		binary.LittleEndian.PutUint64(b[i:], x)
 	}
-	return b
+	return b[:n]
+}
+
+// scaled is how many rounds of n are worth their time under the race detector.
+func scaled(n int) int {
+	if raceEnabled {
+		return max(n/4, 1)
+	}
+	return n
 }
 
 // sealed makes a message of n bytes, at least 12, that unseal recognises: seed,

@@ -215,7 +215,7 @@ func testTakeOverAtEveryHandler(t *testing.T, transport, mode string) {
 	}))
 	x, y := pair(t, transport, nil, &Config{Mux: m, Limits: Limits{OneWayWindow: 64 << 10}})
 	until(t, "the table", func() bool { return x.Methods() != nil })
-	const notes = 3000
+	notes := scaled(3000)
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		rng := rand.New(rand.NewPCG(3, 4))
@@ -233,7 +233,7 @@ func testTakeOverAtEveryHandler(t *testing.T, transport, mode string) {
 	for g := range 6 {
 		wg.Go(func() {
 			rng := rand.New(rand.NewPCG(uint64(g), 4))
-			for i := range 400 {
+			for i := range scaled(400) {
 				size := rng.IntN(600)
 				if i%40 == 0 {
 					size = rng.IntN(200 << 10)
@@ -254,7 +254,7 @@ func testTakeOverAtEveryHandler(t *testing.T, transport, mode string) {
 		})
 	}
 	wg.Wait()
-	if err := x.Flush(background); err != nil || handled.Load() != notes {
+	if err := x.Flush(background); err != nil || handled.Load() != uint64(notes) {
 		t.Errorf("%d of %d one-way messages handled, %v", handled.Load(), notes, err)
 	}
 	if wrong.Load() > 0 {
@@ -345,7 +345,7 @@ func TestRepliesAreNotMixedUp(t *testing.T) {
 			c := []*Conn{x, y}[g%2]
 			wg.Go(func() {
 				rng := rand.New(rand.NewPCG(uint64(g), 9))
-				for i := range 150 {
+				for i := range scaled(150) {
 					n := []int{12, 64, 1000, 9000, 70000, 400000}[min(5, rng.IntN(3)+rng.IntN(4))]
 					if err := checkCall(background, c, 12+rng.IntN(n), uint64(g*1000+i)); err != nil {
 						t.Error(err)

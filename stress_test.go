@@ -66,10 +66,7 @@ func TestBothEndsFloodEachOther(t *testing.T) {
 		}
 		x, y := pair(t, transport, config(muxes[0]), config(muxes[1]))
 		var wg sync.WaitGroup
-		rounds := 40
-		if raceEnabled {
-			rounds = 10
-		}
+		rounds := scaled(40)
 		for g := range 24 {
 			c := []*Conn{x, y}[g%2]
 			wg.Go(func() {
@@ -236,7 +233,7 @@ func TestFloodOfRefusedCallsIsBounded(t *testing.T) {
 				many = append(many, one...)
 			}
 			most := 0
-			for range 300 { // 600,000 calls, some 30 MB of endings
+			for range scaled(300) { // 600,000 calls, some 30 MB of endings
 				peer.nc.SetWriteDeadline(time.Now().Add(20 * time.Second))
 				_, err := peer.nc.Write(many)
 				c.out.Lock()
