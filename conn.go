@@ -36,7 +36,6 @@ type Conn struct {
 	used     uint32             // slots that were ever used
 	reserved int                // request bytes of this side's calls in flight
 	admit    batch.Gate         // calls that wait for a slot or for request bytes
-	starved  atomic.Int64       // how many, from before they look for ended calls
 	notes    outNotes           // this side's one-way messages
 	life     lifecycle          // what may still be opened, and by whom
 	cancels  []uint32           // slots whose CANCEL is to be sent

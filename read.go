@@ -48,8 +48,9 @@ type reader struct {
 	buf  *readBuffer // nil while there is nothing in it
 	r, w int
 
-	endings   int64  // of own calls, taken in since the last settling
-	noteBytes uint64 // one-way messages handled inline since then
+	endings   int64    // of own calls, taken in since the last settling
+	freed     []uint32 // slots of groups' calls among them
+	noteBytes uint64   // one-way messages handled inline since then
 	noteMsgs  uint64
 	delivered bool // the last frames had endings of own calls
 	served    bool // or calls and messages of the other side's
@@ -376,19 +377,14 @@ func (rd *reader) ending(h *FrameHeader, b []byte) error {
 	}
 	e.got, e.total = 0, 0
 	rd.endings++
-	g := e.group
+	if e.group != nil {
+		rd.freed = append(rd.freed, h.ID)
+	}
 	if failed != nil {
 		failed.Addr = e.call.Method
 		e.finish(failed)
 	} else {
 		e.finish(nil)
-	}
-	if g != nil && c.starved.Load() > 0 {
-		c.out.Lock()
-		if e.group == g && e.state.Load() == callIdle {
-			c.freeSlot(h.ID, e)
-		}
-		c.out.Unlock()
 	}
 	return nil
 }
@@ -453,6 +449,7 @@ func (rd *reader) settle() {
 	if rd.endings > 0 {
 		c.expecting.Add(-rd.endings)
 		rd.endings = 0
+		rd.settleFreed()
 		rd.delivered = true
 	}
 	rd.settleNotes()
@@ -467,6 +464,24 @@ func (rd *reader) settle() {
 	} else {
 		c.out.FlushControl()
 	}
+}
+
+// settleFreed frees the slots of the calls of groups that have ended.
+func (rd *reader) settleFreed() {
+	if len(rd.freed) == 0 {
+		return
+	}
+	c := rd.c
+	c.out.Lock()
+	for _, id := range rd.freed {
+		if e := c.calls.at(id); e.whole {
+			c.freeSlot(id, e)
+		} else {
+			e.ended = true
+		}
+	}
+	c.out.Unlock()
+	rd.freed = rd.freed[:0]
 }
 
 func (rd *reader) settleNotes() {
@@ -578,6 +593,7 @@ func (c *Conn) takeOver(word uint64) {
 		rd.w = copy(rd.buf[:], old.buf[m.r:old.w])
 	}
 	rd.endings, rd.made = old.endings, old.made
+	rd.freed, old.freed = old.freed, nil
 	rd.noteBytes, rd.noteMsgs = m.noteBytes, m.noteMsgs
 	c.oneWay.gotBytes, c.oneWay.gotMsgs = m.gotBytes, m.gotMsgs
 	old.putReplies() // the handler writes behind them
