@@ -119,7 +119,7 @@ func (c *Conn) Call(ctx context.Context, method string, req []byte) ([]byte, err
 // Do makes the call that c describes. It differs from Call in that the reply is
 // appended to a slice of the caller's, so that nothing need be allocated.
 func (c *Conn) Do(ctx context.Context, call *Call) error {
-	alone := c.expecting.Add(1) == 1
+	alone := c.expecting.Add(1) == 1 && !c.crowd.Load()
 	c.out.Lock()
 	id, e, err := c.begin(ctx, call, nil)
 	if e == nil { // before Turn, whose promise would not be kept

@@ -63,6 +63,7 @@ type Conn struct {
 	methodsComing *peerMethods
 	stats         []methodStats
 	expecting     atomic.Int64 // goroutines that wait for something to be received
+	crowd         atomic.Bool  // several calls were in flight when the last endings came: one alone is no sign of a lone caller
 
 	workers workers
 	slabMu  sync.Mutex

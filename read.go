@@ -420,7 +420,10 @@ var (
 func (rd *reader) settle() {
 	c := rd.c
 	if rd.endings > 0 {
-		c.expecting.Add(-rd.endings)
+		crowd := c.expecting.Add(-rd.endings) > 0 || rd.endings > 1
+		if c.crowd.Load() != crowd {
+			c.crowd.Store(crowd)
+		}
 		rd.endings = 0
 		rd.settleFreed()
 		rd.delivered = true

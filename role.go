@@ -34,7 +34,7 @@ func markOf(word uint64) uint64 { return word / (roleMask + 1) % 2 }
 // caller can read its own reply, and reports whether it did.
 func (rd *reader) letGo() bool {
 	c := rd.c
-	if !rd.delivered || rd.served || c.raw == nil || rd.w > rd.r || c.expecting.Load() > 0 || c.ended.Load() {
+	if !rd.delivered || rd.served || c.crowd.Load() || c.raw == nil || rd.w > rd.r || c.expecting.Load() > 0 || c.ended.Load() {
 		return false
 	}
 	rd.releaseBuffer()
