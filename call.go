@@ -337,7 +337,7 @@ func (c *Conn) admitCall(ctx context.Context, m *message) error {
 // counted itself in starved: the reader frees those that end later.
 func (c *Conn) freeEnded() {
 	for id := uint32(1); id <= c.used; id++ {
-		if e := c.calls.at(id); e.group != nil && e.state.Load() == callIdle {
+		if e := c.calls.at(id); e.group != nil && e.whole && e.state.Load() == callIdle {
 			c.freeSlot(id, e)
 		}
 	}
@@ -388,7 +388,6 @@ func (c *Conn) beginLarge(ctx context.Context, e *outCall, m *message) (whole bo
 		e.state.Store(callIdle)
 		c.expecting.Add(-1)
 	default: // it has ended already, well or not
-		err = e.call.Err
 		e.drop()
 		err = e.call.Err
 	}

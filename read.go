@@ -385,7 +385,7 @@ func (rd *reader) ending(h *FrameHeader, b []byte) error {
 	}
 	if g != nil && c.starved.Load() > 0 {
 		c.out.Lock()
-		if e.group == g && e.state.Load() == callIdle {
+		if e.group == g && e.whole && e.state.Load() == callIdle {
 			c.freeSlot(h.ID, e)
 		}
 		c.out.Unlock()
@@ -396,15 +396,15 @@ func (rd *reader) ending(h *FrameHeader, b []byte) error {
 // dropEnding takes in the ending of a call whose caller has gone.
 func (rd *reader) dropEnding(id uint32, e *outCall) {
 	e.got, e.total = 0, 0
+	c := rd.c
+	c.out.Lock() // first: what is idle and not yet free is for freeEnded to free
+	defer c.out.Unlock()
 	if !e.state.CompareAndSwap(callAbandoned, callIdle) {
 		return // the connection has been closed, which ended it
 	}
 	rd.endings++
-	c := rd.c
-	c.out.Lock()
 	e.cancel = false
 	c.freeSlot(id, e)
-	c.out.Unlock()
 }
 
 // statusOf reads a status that goes with a failure: OK would make it a success.
