@@ -165,6 +165,7 @@ func TestCloseWhileCallsRun(t *testing.T) {
 					t.Errorf("%s", describe(h, b))
 				}
 				a.letGo()
+				a.send(goAway(goAwayDone)) // or Close would wait for it where it cannot half-close
 				if h, b, err := a.in.ReadFrame(); err == nil {
 					t.Errorf("after GOAWAY came %s", describe(h, b))
 				}
