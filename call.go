@@ -32,8 +32,9 @@ type Caller interface {
 var _ Caller = (*Conn)(nil)
 
 // outCall is a slot of this side's calls. It belongs to the caller until the
-// caller has the result and frees it; a caller that gives up leaves it to the
-// reader, which frees it when the ending arrives.
+// caller has the result and frees it. The reader frees it when the ending of a
+// call arrives whose caller has given up, or that is one of a group: those wait
+// for each other, and others may wait for their slots.
 type outCall struct {
 	state atomic.Uint32 // callIdle and so on
 	call  *Call         // stored before the state becomes callWaiting
@@ -47,6 +48,7 @@ type outCall struct {
 	cost   int    // of the request, against the other side's budget
 	end    uint64 // where the request ends in the byte stream, once whole
 	whole  bool   // the request has been appended in whole
+	ended  bool   // of a group's call: only whole is missing for the slot to be free
 	cancel bool   // CANCEL is to be sent
 }
 
@@ -179,19 +181,13 @@ func (c *Conn) DoAll(ctx context.Context, calls []*Call) error {
 	case <-ctx.Done():
 		c.abandonAll(ctx, g, calls)
 	}
-	var first error
-	c.out.Lock()
-	for i, id := range g.ids {
-		if e := c.calls.at(id); e != nil && e.call == calls[i] { // else it was freed, see starved
-			c.freeSlot(id, e)
-		}
-		if first == nil {
-			first = calls[i].Err
+	callGroups.Put(g)
+	for _, call := range calls {
+		if call.Err != nil {
+			return call.Err
 		}
 	}
-	c.out.Unlock()
-	callGroups.Put(g)
-	return first
+	return nil
 }
 
 // abandonAll gives up what has not ended of a group, and waits for what is
@@ -200,9 +196,9 @@ func (c *Conn) abandonAll(ctx context.Context, g *callGroup, calls []*Call) {
 	abandoned := int64(0)
 	c.out.Lock()
 	for i, id := range g.ids {
-		if e := c.calls.at(id); e != nil && e.call == calls[i] && c.abandonLocked(e, id) {
+		e := c.calls.at(id) // perhaps another's by now
+		if e != nil && e.group == g && e.call == calls[i] && c.abandonLocked(e, id) {
 			calls[i].Err = callError(ctx.Err(), calls[i].Method, false)
-			g.ids[i] = 0
 			abandoned++
 		}
 	}
@@ -249,7 +245,8 @@ func (c *Conn) begin(ctx context.Context, call *Call, g *callGroup) (uint32, *ou
 	}
 	id, e := c.takeSlot()
 	e.call, e.group = call, g
-	e.cost, e.end, e.whole, e.cancel = len(call.Request)+messageCost, 0, false, false
+	e.cost, e.end = len(call.Request)+messageCost, 0
+	e.whole, e.ended, e.cancel = false, false, false
 	e.state.Store(callWaiting)
 	c.reserved += e.cost
 	c.callsSent++
@@ -262,6 +259,9 @@ func (c *Conn) begin(ctx context.Context, call *Call, g *callGroup) (uint32, *ou
 		return 0, nil, err
 	}
 	e.whole, e.end = true, c.out.Position()
+	if e.ended { // early, before the request was whole
+		c.freeSlot(id, e)
+	}
 	return id, e, nil
 }
 
@@ -315,12 +315,7 @@ func (c *Conn) admitCall(ctx context.Context, m *message) error {
 			return err
 		}
 		if !free() || !waited && !c.admit.Empty() {
-			if !waited {
-				waited = true
-				c.starved.Add(1)
-				defer c.starved.Add(-1)
-				c.freeEnded()
-			}
+			waited = true
 			if err := c.waitFor(ctx, &c.admit, func() bool { return free() || c.life.mayOpen(c) != nil }); err != nil {
 				return err
 			}
@@ -328,17 +323,6 @@ func (c *Conn) admitCall(ctx context.Context, m *message) error {
 		}
 		if ok, err := c.room(ctx, min(m.size(), c.limits.frame)+frameHeaderLen); ok || err != nil {
 			return err
-		}
-	}
-}
-
-// freeEnded frees the slots of ended calls that a DoAll would keep until its
-// last call ends. Called under out's lock by who waits for a slot and has
-// counted itself in starved: the reader frees those that end later.
-func (c *Conn) freeEnded() {
-	for id := uint32(1); id <= c.used; id++ {
-		if e := c.calls.at(id); e.group != nil && e.whole && e.state.Load() == callIdle {
-			c.freeSlot(id, e)
 		}
 	}
 }
@@ -390,6 +374,10 @@ func (c *Conn) beginLarge(ctx context.Context, e *outCall, m *message) (whole bo
 	default: // it has ended already, well or not
 		e.drop()
 		err = e.call.Err
+		if e.group != nil && !e.ended {
+			e.whole = true // the reader will free the slot
+			return false, err
+		}
 	}
 	c.freeSlot(m.id, e)
 	return false, err

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -60,50 +59,6 @@ func (c *Conn) keep(in *inCall) {
 	in.state.Store(inBusy)
 	c.servingCount.Add(1)
 	c.servingBytes.Add(in.cost)
-}
-
-// methodStats decides where a method's handler runs: inline, until it is caught
-// waiting slowAfter times within slowRuns runs; then on workers for a while.
-type methodStats struct {
-	runs, caught int
-	workerRuns   int // how many more calls go to workers
-	penalty      int // how many the next time
-}
-
-const (
-	slowAfter      = 3
-	slowRuns       = 1024
-	maxSlowPenalty = 64 << 10
-)
-
-func (c *Conn) statsOf(m *method) *methodStats {
-	for int(m.number) >= len(c.stats) {
-		c.stats = append(c.stats, methodStats{penalty: slowRuns})
-	}
-	return &c.stats[m.number]
-}
-
-// inline reports whether the next run of the method may be on the reader's goroutine.
-func (s *methodStats) inline() bool {
-	if s.workerRuns > 0 {
-		s.workerRuns--
-		return false
-	}
-	if s.runs++; s.runs == slowRuns {
-		s.runs, s.caught = 0, 0
-	}
-	return true
-}
-
-// caught notes that a handler waited while it ran inline. The new holder of the
-// role calls it.
-func (c *Conn) caught(m *method) {
-	s := c.statsOf(m)
-	if s.caught++; s.caught >= slowAfter {
-		s.runs, s.caught = 0, slowAfter-1 // tried again later, once
-		s.workerRuns = s.penalty
-		s.penalty = min(2*s.penalty, maxSlowPenalty)
-	}
 }
 
 // copies are buffers for payloads that leave the read buffer, and larges for
@@ -309,92 +264,6 @@ func (in *inCall) late() error {
 	return nil
 }
 
-// dispatch runs a call's handler, inline or on a worker. large is the buffer of
-// the payload when it is not the reader's, or nil; mine is false when the role
-// was taken over.
-func (rd *reader) dispatch(in *inCall, large []byte) (mine bool) {
-	c, m := rd.c, in.req.method
-	if m == nil {
-		rd.refuse(in, &Error{Code: Unimplemented, Message: fmt.Sprintf("no method %q", in.req.name), notRun: true})
-		putLarge(large)
-		return true
-	}
-	if err := in.late(); err != nil {
-		rd.refuse(in, err)
-		putLarge(large)
-		return true
-	}
-	if large != nil || rd.isCongested() || !c.statsOf(m).inline() {
-		c.keep(in)
-		if large != nil {
-			in.copied = new([]byte)
-			*in.copied = large
-		} else {
-			in.copied = copies.Get().(*[]byte)
-			*in.copied = append((*in.copied)[:0], in.req.payload...)
-			in.req.payload = *in.copied
-		}
-		c.workers.run(in)
-		return true
-	}
-	rd.in = in
-	room := rd.replyRoom()
-	rd.enter(m, &in.req)
-	out, err := invoke(m, &in.req, room)
-	return rd.handled(in, out, err)
-}
-
-// enter marks the role as in a handler. From here to leave, the reader belongs
-// to whoever takes the role over. The monitor sees to it that nothing waits for
-// the handler for long.
-func (rd *reader) enter(m *method, r *Request) {
-	c := rd.c
-	r.reader, rd.current = rd, m
-	rd.word = nextRole(c.role.Load(), roleHandler)
-	rd.marks[markOf(rd.word)] = mark{rd.r, rd.noteBytes, rd.noteMsgs, c.oneWay.gotBytes, c.oneWay.gotMsgs}
-	c.role.Store(rd.word)
-	if !c.watched.Load() {
-		c.watch()
-	}
-}
-
-// leave takes the role back, or reports that a stand-in has it.
-func (rd *reader) leave() bool {
-	c := rd.c
-	if c.role.CompareAndSwap(rd.word, rd.word&^roleMask|roleReading) {
-		m := &rd.marks[markOf(rd.word)]
-		rd.r, rd.noteBytes, rd.noteMsgs = m.r, m.noteBytes, m.noteMsgs
-		c.oneWay.gotBytes, c.oneWay.gotMsgs = m.gotBytes, m.gotMsgs
-		return true
-	}
-	c.taking.Lock() // until what the stand-in does to this reader is done
-	defer c.taking.Unlock()
-	return false
-}
-
-// handled sends the reply of a handler that ran inline.
-func (rd *reader) handled(in *inCall, out []byte, err error) (mine bool) {
-	c := rd.c
-	if !rd.leave() {
-		c.respond(in, out, err)
-		rd.releaseBuffer()
-		return false
-	}
-	if err == nil && len(out) > c.limits.frame { // goes out in fragments, with waiting
-		c.keep(in)
-		if len(out) <= maxFrame { // it may be the payload, which lies in the read buffer
-			out = append([]byte(nil), out...)
-		}
-		in.req.release()
-		in.result, in.err, in.ready = out, err, true
-		rd.out = rd.out[:len(rd.out):len(rd.out)] // out may lie behind it
-		c.workers.run(in)
-		return true
-	}
-	rd.respond(in, out, err)
-	return true
-}
-
 // replyBytes is the room for replies that is made when there is none.
 const replyBytes = 2 * batchBytes
 
@@ -451,87 +320,6 @@ func (rd *reader) putReplies() {
 	c.callsServed += uint64(rd.put)
 	c.out.Unlock()
 	rd.out, rd.put = rd.out[:0], 0
-}
-
-// run is a worker's work on a call that was given to it.
-func (in *inCall) run() {
-	c := in.conn
-	if in.ready {
-		out, err := in.result, in.err
-		in.result, in.err, in.ready = nil, nil, false
-		c.respond(in, out, err)
-		return
-	}
-	if err := in.late(); err != nil {
-		c.respond(in, nil, err)
-		return
-	}
-	var room []byte
-	if len(in.req.payload) > maxFrame { // a large reply is likely too
-		room = getLarge()
-	}
-	out, err := invoke(in.req.method, &in.req, room)
-	c.respond(in, out, err)
-	putLarge(room)
-}
-
-// invoke runs a handler. A panic becomes an error; a Goexit ends this goroutine
-// when invoke's deferred function returns, so others take over its duties.
-func invoke(m *method, r *Request, reply []byte) (out []byte, err error) {
-	returned := false
-	defer func() {
-		if returned {
-			return
-		}
-		if p := recover(); p != nil {
-			out, err = reply, r.conn.panicked(r, p)
-			return
-		}
-		x := &exited{in: r.in, rd: r.reader, c: r.conn}
-		x.c.workers.run(x)
-	}()
-	out, err = m.handler.ServeCall(r, reply)
-	returned = true
-	return out, err
-}
-
-var errHandlerPanic = &Error{Code: Internal, Message: "the handler panicked"}
-
-// panicked logs a handler's panic, which is this side's business, and returns
-// what the caller learns of it.
-func (c *Conn) panicked(r *Request, p any) error {
-	if c.cfg.Logger != nil {
-		c.cfg.Logger.Error("plugwire: handler panicked", "method", r.Method(), "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
-	}
-	return errHandlerPanic
-}
-
-// exited goes on for a goroutine that a handler ended by runtime.Goexit.
-type exited struct {
-	in *inCall // nil for a one-way message
-	rd *reader // nil on a worker
-	c  *Conn
-}
-
-var errHandlerExit = &Error{Code: Internal, Message: "the handler ended its goroutine"}
-
-func (x *exited) run() {
-	mine := false
-	switch {
-	case x.in == nil && x.rd == nil:
-		x.c.noteQueued()
-		return
-	case x.in == nil:
-		mine = x.rd.noted()
-	case x.rd == nil:
-		x.c.respond(x.in, nil, errHandlerExit)
-		return
-	default:
-		mine = x.rd.handled(x.in, nil, errHandlerExit)
-	}
-	if mine {
-		x.rd.run()
-	}
 }
 
 // endingOf lays out the ending of a call: REPLY, or ERROR when err is not nil.

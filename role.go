@@ -1,0 +1,148 @@
+package plugwire
+
+import (
+	"runtime"
+)
+
+// Reading. One goroutine at a time holds the reading role: it alone reads the
+// connection and takes in frames. The role word holds an epoch, which changes
+// whenever user code starts or the role changes hands, and one of these states.
+const (
+	roleFree     = iota // nobody reads; whoever needs something to be read takes the role
+	roleReading         // a reader's goroutine reads, or takes in frames
+	roleHandler         // a reader's goroutine is in a handler: a stand-in may take the role
+	roleBorrowed        // a lone caller reads its own reply
+	roleMask     = 3
+)
+
+// nextRole returns the role word with the given state and a new epoch.
+func nextRole(word, state uint64) uint64 { return (word | roleMask) + 1 | state }
+
+// A mark is what a stand-in needs to know of a reader whose handler runs: there
+// is one for each of two successive epochs, so that the next can be written
+// while the present one may be read.
+type mark struct {
+	r                   int    // behind the handler's frame
+	noteBytes, noteMsgs uint64 // without the handler's
+	gotBytes, gotMsgs   uint64 // with it
+}
+
+// markOf returns the index of the mark that belongs to a role word.
+func markOf(word uint64) uint64 { return word / (roleMask + 1) % 2 }
+
+// letGo frees the role after the ending of a lone call, so that the next lone
+// caller can read its own reply, and reports whether it did.
+func (rd *reader) letGo() bool {
+	c := rd.c
+	if !rd.delivered || rd.served || c.raw == nil || rd.w > rd.r || c.expecting.Load() > 0 || c.ended.Load() {
+		return false
+	}
+	rd.releaseBuffer()
+	return c.freeRole()
+}
+
+// freeRole frees the role unless somebody expects something, and reports
+// whether it did; otherwise the role is held in state roleReading.
+func (c *Conn) freeRole() bool {
+	word := nextRole(c.role.Load(), roleFree)
+	c.role.Store(word)
+	c.watch()
+	// Who starts to expect something counts itself, then looks at the role.
+	return c.expecting.Load() == 0 || !c.role.CompareAndSwap(word, nextRole(word, roleReading))
+}
+
+// borrow has the caller of e, the only one in flight, read its reply itself: it
+// saves two changes of goroutine. It reports whether the call has ended; when
+// not, a reader's goroutine reads and the caller waits like any other.
+func (c *Conn) borrow(e *outCall) bool {
+	word := c.role.Load()
+	if c.raw == nil || word&roleMask != roleFree || !c.role.CompareAndSwap(word, nextRole(word, roleBorrowed)) {
+		return false
+	}
+	c.watch()
+	rd := c.reader
+	for {
+		v := needMore
+		if rd.w > rd.r {
+			v = rd.process(true)
+		}
+		if v == readOver { // nobody will read again; the monitor need not look for somebody
+			c.role.Store(nextRole(c.role.Load(), roleReading))
+			return false
+		}
+		if v == needMore {
+			select {
+			case <-e.done:
+				rd.settle()
+				if rd.w == rd.r {
+					rd.releaseBuffer()
+					if c.freeRole() {
+						return true
+					}
+				} else {
+					c.role.Store(nextRole(c.role.Load(), roleReading))
+				}
+				c.workers.run(rd)
+				return true
+			default:
+			}
+			err := rd.fill()
+			if err == nil {
+				continue
+			}
+		}
+		// A handler must run, the call takes long, or the connection ends (as
+		// the next read will find too).
+		c.role.Store(nextRole(c.role.Load(), roleReading))
+		c.workers.run(rd)
+		return false
+	}
+}
+
+// ensureReader makes sure that somebody reads, for a goroutine that is about to
+// wait for something to be received and has counted itself in expecting. When
+// the role's holder is in a handler, that may be this very goroutine.
+func (c *Conn) ensureReader() {
+	word := c.role.Load()
+	switch word & roleMask {
+	case roleFree:
+		if c.role.CompareAndSwap(word, nextRole(word, roleReading)) {
+			c.workers.run(c.reader)
+		}
+	case roleHandler:
+		runtime.Gosched() // another goroutine's handler may well have returned by then
+		if c.role.Load() == word {
+			c.takeOver(word)
+		}
+	}
+}
+
+// takeOver gives the role of a reader that is in a handler to a stand-in, which
+// reads on behind the frame that the handler works on.
+func (c *Conn) takeOver(word uint64) {
+	c.taking.Lock()
+	defer c.taking.Unlock()
+	if !c.role.CompareAndSwap(word, nextRole(word, roleReading)) {
+		return
+	}
+	old, rd := c.reader, newReader(c)
+	m := old.marks[markOf(word)]
+	if old.w > m.r {
+		rd.ensureBuffer()
+		rd.w = copy(rd.buf[:], old.buf[m.r:old.w])
+	}
+	rd.endings, rd.made = old.endings, old.made
+	rd.freed, old.freed = old.freed, nil
+	rd.noteBytes, rd.noteMsgs = m.noteBytes, m.noteMsgs
+	c.oneWay.gotBytes, c.oneWay.gotMsgs = m.gotBytes, m.gotMsgs
+	old.putReplies() // the handler writes behind them
+	c.unsettled.Store(false)
+	if old.in != nil {
+		c.keep(old.in)
+	} else {
+		c.oneWay.busy.Store(true) // its goroutine handles the messages that follow
+	}
+	c.caught(old.current)
+	c.reader = rd
+	c.workers.run(rd)
+}
