@@ -55,8 +55,8 @@ func authorize(nc net.Conn, cfg *Config) (*Peer, error) {
 	case cause != nil:
 		return nil, &Error{Code: PermissionDenied, Message: "the system does not tell who the peer is", Err: cause,
 			Hint: "to allow it all the same, set Config.Authorize"}
-	case p.UID != os.Getuid():
-		return nil, &Error{Code: PermissionDenied, Message: fmt.Sprintf("refused %v: only uid %d is allowed", p, os.Getuid()),
+	case p.UID != os.Geteuid():
+		return nil, &Error{Code: PermissionDenied, Message: fmt.Sprintf("refused %v: only uid %d is allowed", p, os.Geteuid()),
 			Hint: "to allow others, set Config.Authorize"}
 	}
 	return p, nil

@@ -40,11 +40,12 @@ type reader struct {
 	delivered bool // the last frames had endings of own calls
 	served    bool // or calls and messages of the other side's
 
-	out       []byte // frames that end calls whose handlers ran inline
-	put       int    // how many
-	unsettled bool   // calls have run whose endings may still be in out
-	made      int    // how many have been made since the last flush
-	congested bool   // they do not leave fast enough
+	out       []byte  // frames that end calls whose handlers ran inline
+	outOwner  *[]byte // of replyBuffers, while out has come from there
+	put       int     // how many
+	unsettled bool    // calls have run whose endings may still be in out
+	made      int     // how many have been made since the last flush
+	congested bool    // they do not leave fast enough
 
 	// Of the handler that runs inline.
 	word     uint64  // the role word meanwhile
@@ -132,7 +133,16 @@ func (rd *reader) ensureBuffer() {
 	}
 }
 
+// releaseBuffer gives back what is empty, for an idle connection to hold no
+// large buffer.
 func (rd *reader) releaseBuffer() {
+	if rd.outOwner != nil && len(rd.out) == 0 {
+		if cap(rd.out) >= replyBytes { // else it was given away
+			*rd.outOwner = rd.out
+			replyBuffers.Put(rd.outOwner)
+		}
+		rd.out, rd.outOwner = nil, nil
+	}
 	if rd.buf != nil {
 		readBuffers.Put(rd.buf)
 		rd.buf, rd.r, rd.w = nil, 0, 0

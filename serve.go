@@ -264,12 +264,18 @@ func (in *inCall) late() error {
 	return nil
 }
 
-// replyBytes is the room for replies that is made when there is none.
+// replyBytes is the room for replies that is taken when there is none.
 const replyBytes = 2 * batchBytes
+
+var replyBuffers = sync.Pool{New: func() any { b := make([]byte, 0, replyBytes); return &b }}
 
 // replyRoom returns where a handler's reply should go: behind the frames that
 // are there already, with room for a header.
 func (rd *reader) replyRoom() []byte {
+	if rd.out == nil {
+		rd.outOwner = replyBuffers.Get().(*[]byte)
+		rd.out = (*rd.outOwner)[:0]
+	}
 	at := len(rd.out) + frameHeaderLen
 	if cap(rd.out)-at < batchBytes/2 {
 		rd.out = append(make([]byte, 0, max(replyBytes, at+batchBytes)), rd.out...)
