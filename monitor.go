@@ -10,8 +10,8 @@ import (
 // words in pairs of looks a millisecond apart; a word that it sees twice belongs
 // to a handler that takes long, a borrower that waits long, or to nobody, and it
 // sees to it that somebody reads. So nobody else has to look at a clock. Between
-// the pairs it pauses: a process with a timer every millisecond spends half as
-// much again on each wake-up, which a lone caller felt as twice the latency.
+// the pairs it pauses: with a timer every millisecond a lone caller made 20 k
+// calls/s where it made 48 k with hardly any.
 var monitor struct {
 	mu      sync.Mutex
 	conns   []*Conn
