@@ -75,7 +75,6 @@ type Conn struct {
 	err     error
 	eof     chan struct{} // closed when nothing more will be read
 	done    chan struct{} // closed when everything is over
-	onEnd   func()        // the server's bookkeeping
 
 	reads, readBytes atomic.Uint64
 }

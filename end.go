@@ -89,9 +89,6 @@ func (c *Conn) finish() {
 	}
 	c.mux.remove(c)
 	c.workers.close()
-	if c.onEnd != nil {
-		c.onEnd()
-	}
 	close(c.done)
 }
 

@@ -153,11 +153,6 @@ func (w *Writer) Len() int {
 // byte appended.
 func (w *Writer) Position() uint64 { return w.taken + uint64(w.Len()) }
 
-// Taken returns the offset behind the last byte that may have been sent: what a
-// write under way is given counts, since the other side can have it before the
-// write returns.
-func (w *Writer) Taken() uint64 { return w.taken }
-
 // Sent returns how many bytes the connection has taken.
 func (w *Writer) Sent() uint64 { return w.sent }
 
