@@ -123,9 +123,12 @@ func dialUnix(ctx context.Context, path string) (*net.UnixConn, error) {
 		switch {
 		case err == nil:
 			return c.(*net.UnixConn), nil
-		case full && errors.Is(err, os.ErrDeadlineExceeded): // net saw the context's deadline before the context did
+		case errors.Is(err, os.ErrDeadlineExceeded): // net saw the context's deadline before the context did
 			<-ctx.Done()
-			return nil, fmt.Errorf("%w: %w", errBacklogFull, ctx.Err())
+			if full {
+				err = errBacklogFull
+			}
+			return nil, fmt.Errorf("%w: %w", err, ctx.Err())
 		case !errors.Is(err, syscall.EAGAIN):
 			return nil, err
 		}
