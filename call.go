@@ -31,15 +31,14 @@ type Caller interface {
 
 var _ Caller = (*Conn)(nil)
 
-// outCall is a slot of this side's calls. It belongs to the caller until the
-// caller has the result and frees it. The reader frees it when the ending of a
-// call arrives whose caller has given up, or that is one of a group: those wait
-// for each other, and others may wait for their slots.
+// outCall is a slot of this side's calls. The reader frees it after the ending
+// has arrived: the caller may still be about to take the result from its Call.
 type outCall struct {
 	state atomic.Uint32 // callIdle and so on
-	call  *Call         // stored before the state becomes callWaiting
+	// Stored before the state becomes callWaiting.
+	call  *Call
 	group *callGroup    // of DoAll, or nil
-	done  chan struct{} // gets a token when the call has ended, without group
+	done  chan struct{} // the caller's, which gets a token when the call has ended, without group
 
 	// Of a reply in several frames; they belong to the reading role.
 	got, total int
@@ -48,7 +47,7 @@ type outCall struct {
 	cost   int    // of the request, against the other side's budget
 	end    uint64 // where the request ends in the byte stream, once whole
 	whole  bool   // the request has been appended in whole
-	ended  bool   // of a group's call: only whole is missing for the slot to be free
+	ended  bool   // only whole is missing for the slot to be free
 	cancel bool   // CANCEL is to be sent
 }
 
@@ -79,14 +78,17 @@ func (e *outCall) abandon() bool {
 // finish hands the result to the caller. Who calls it has claimed the slot.
 func (e *outCall) finish(err error) {
 	e.call.Err = err
-	g := e.group
+	g, done := e.group, e.done
 	e.state.Store(callIdle)
 	if g != nil {
 		g.end(1)
 		return
 	}
-	e.done <- struct{}{}
+	done <- struct{}{}
 }
+
+// tokens are channels for outCall.done.
+var tokens = sync.Pool{New: func() any { return make(chan struct{}, 1) }}
 
 // callGroup is what the calls of one DoAll share: one wake-up.
 type callGroup struct {
@@ -119,9 +121,11 @@ func (c *Conn) Call(ctx context.Context, method string, req []byte) ([]byte, err
 // Do makes the call that c describes. It differs from Call in that the reply is
 // appended to a slice of the caller's, so that nothing need be allocated.
 func (c *Conn) Do(ctx context.Context, call *Call) error {
+	done := tokens.Get().(chan struct{})
+	defer tokens.Put(done)
 	alone := c.expecting.Add(1) == 1 && !c.crowd.Load()
 	c.out.Lock()
-	id, e, err := c.begin(ctx, call, nil)
+	id, e, err := c.begin(ctx, call, nil, done)
 	if e == nil { // before Turn, whose promise would not be kept
 		c.out.Unlock()
 		return err
@@ -129,26 +133,23 @@ func (c *Conn) Do(ctx context.Context, call *Call) error {
 	turn := c.out.Turn(alone)
 	c.out.Unlock()
 	c.out.FlushTurn(turn)
-	if !alone || !c.borrow(e) {
-		c.ensureReader()
-		if done := ctx.Done(); done == nil {
-			<-e.done
-		} else {
-			select {
-			case <-e.done:
-			case <-done:
-				if c.abandon(e, id) {
-					return callError(ctx.Err(), call.Method, false)
-				}
-				<-e.done // it was being delivered
+	if alone && c.borrow(done) {
+		return call.Err
+	}
+	c.ensureReader()
+	if cancelled := ctx.Done(); cancelled == nil {
+		<-done
+	} else {
+		select {
+		case <-done:
+		case <-cancelled:
+			if c.abandon(e, id, done) {
+				return callError(ctx.Err(), call.Method, false)
 			}
+			<-done // it was being delivered
 		}
 	}
-	err = call.Err
-	c.out.Lock()
-	c.freeSlot(id, e)
-	c.out.Unlock()
-	return err
+	return call.Err
 }
 
 // DoAll makes all the calls, in any order and at the same time, and returns when
@@ -162,7 +163,7 @@ func (c *Conn) DoAll(ctx context.Context, calls []*Call) error {
 	c.expecting.Add(int64(len(calls)))
 	c.out.Lock()
 	for _, call := range calls {
-		id, e, err := c.begin(ctx, call, g)
+		id, e, err := c.begin(ctx, call, g, nil)
 		if e == nil {
 			call.Err = err
 			g.end(1)
@@ -228,7 +229,7 @@ func callError(err error, method string, notRun bool) error {
 // the call in expecting. Without a slot the call has ended with the error;
 // (nil when the reply did not wait for the rest of the request), otherwise its
 // ending will come.
-func (c *Conn) begin(ctx context.Context, call *Call, g *callGroup) (uint32, *outCall, error) {
+func (c *Conn) begin(ctx context.Context, call *Call, g *callGroup, done chan struct{}) (uint32, *outCall, error) {
 	call.Err = nil
 	code, err := c.methodNumber(call.Method)
 	if err != nil {
@@ -244,7 +245,7 @@ func (c *Conn) begin(ctx context.Context, call *Call, g *callGroup) (uint32, *ou
 		}
 	}
 	id, e := c.takeSlot()
-	e.call, e.group = call, g
+	e.call, e.group, e.done = call, g, done
 	e.cost, e.end = len(call.Request)+messageCost, 0
 	e.whole, e.ended, e.cancel = false, false, false
 	e.state.Store(callWaiting)
@@ -273,9 +274,7 @@ func (c *Conn) takeSlot() (uint32, *outCall) {
 		return id, c.calls.at(id)
 	}
 	c.used++
-	e := c.calls.grow(c.used)
-	e.done = make(chan struct{}, 1)
-	return c.used, e
+	return c.used, c.calls.grow(c.used)
 }
 
 // slotFor reports whether there are a slot and request bytes for a request.
@@ -374,7 +373,7 @@ func (c *Conn) beginLarge(ctx context.Context, e *outCall, m *message) (whole bo
 	default: // it has ended already, well or not
 		e.drop()
 		err = e.call.Err
-		if e.group != nil && !e.ended {
+		if !e.ended {
 			e.whole = true // the reader will free the slot
 			return false, err
 		}
@@ -396,7 +395,7 @@ func (e *outCall) drop() {
 // the ending has arrived and nothing more will be sent.
 func (c *Conn) freeSlot(id uint32, e *outCall) {
 	c.reserved -= e.cost
-	e.call, e.group = nil, nil
+	e.call, e.group, e.done = nil, nil, nil
 	c.free = append(c.free, id)
 	if !c.admit.Empty() {
 		c.out.Open(&c.admit)
@@ -404,10 +403,11 @@ func (c *Conn) freeSlot(id uint32, e *outCall) {
 	c.drainStep()
 }
 
-// abandon gives up a call for its caller and has the other side told.
-func (c *Conn) abandon(e *outCall, id uint32) bool {
+// abandon gives up a call for its caller, who waits at done, and has the other
+// side told. False means that the call has ended or is about to.
+func (c *Conn) abandon(e *outCall, id uint32, done chan struct{}) bool {
 	c.out.Lock()
-	ok := c.abandonLocked(e, id)
+	ok := e.done == done && c.abandonLocked(e, id) // else the slot is another's by now
 	c.out.Unlock()
 	if ok {
 		c.out.Flush()

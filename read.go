@@ -34,7 +34,7 @@ type reader struct {
 	r, w int
 
 	endings   int64    // of own calls, taken in since the last settling
-	freed     []uint32 // slots of groups' calls among them
+	freed     []uint32 // their slots
 	noteBytes uint64   // one-way messages handled inline since then
 	noteMsgs  uint64
 	delivered bool // the last frames had endings of own calls
@@ -360,9 +360,7 @@ func (rd *reader) ending(h *FrameHeader, b []byte) error {
 	}
 	e.got, e.total = 0, 0
 	rd.endings++
-	if e.group != nil {
-		rd.freed = append(rd.freed, h.ID)
-	}
+	rd.freed = append(rd.freed, h.ID)
 	if failed != nil {
 		failed.Addr = e.call.Method
 		e.finish(failed)
@@ -452,7 +450,7 @@ func (rd *reader) settle() {
 	}
 }
 
-// settleFreed frees the slots of the calls of groups that have ended.
+// settleFreed frees the slots of the calls that have ended.
 func (rd *reader) settleFreed() {
 	if len(rd.freed) == 0 {
 		return

@@ -51,10 +51,10 @@ func (c *Conn) freeRole() bool {
 	return c.expecting.Load() == 0 || !c.role.CompareAndSwap(word, nextRole(word, roleReading))
 }
 
-// borrow has the caller of e, the only one in flight, read its reply itself: it
+// borrow has the only caller in flight, who waits at done, read its reply itself: it
 // saves two changes of goroutine. It reports whether the call has ended; when
 // not, a reader's goroutine reads and the caller waits like any other.
-func (c *Conn) borrow(e *outCall) bool {
+func (c *Conn) borrow(done chan struct{}) bool {
 	word := c.role.Load()
 	if c.raw == nil || word&roleMask != roleFree || !c.role.CompareAndSwap(word, nextRole(word, roleBorrowed)) {
 		return false
@@ -72,7 +72,7 @@ func (c *Conn) borrow(e *outCall) bool {
 		}
 		if v == needMore {
 			select {
-			case <-e.done:
+			case <-done:
 				rd.settle()
 				if rd.w == rd.r {
 					rd.releaseBuffer()
