@@ -99,10 +99,16 @@ func open(ctx context.Context, nc net.Conn, dialler bool, addr string, cfg *Conf
 		return nil, handshakeError(addr, err)
 	}
 	nc.SetDeadline(time.Now().Add(cfg.HandshakeTimeout)) // before ctx can move it
-	stop := context.AfterFunc(ctx, func() { nc.SetDeadline(time.Unix(1, 0)) })
+	moved := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() { nc.SetDeadline(time.Unix(1, 0)); close(moved) })
 	nc2, theirs, app, err := handshake(nc, dialler, cfg)
 	if !stop() {
-		err = ctx.Err()
+		<-moved
+		if err == nil && !dialler { // the other side knows that it is connected
+			nc.SetDeadline(time.Time{})
+		} else {
+			err = ctx.Err()
+		}
 	}
 	if err != nil {
 		nc.Close()

@@ -40,8 +40,12 @@ type Server struct {
 	once sync.Once
 	cfg  *Config // with defaults, and Mux in it
 
+	starting context.Context // of handshakes; ends when no more are to be finished
+	refuse   context.CancelFunc
+
 	mu         sync.Mutex
 	closed     bool
+	aborted    bool // Close has been called
 	listeners  map[net.Listener]struct{}
 	conns      map[*Conn]struct{}
 	handshakes map[net.Conn]struct{}
@@ -57,6 +61,7 @@ func (s *Server) config() *Config {
 		s.conns = make(map[*Conn]struct{})
 		s.handshakes = make(map[net.Conn]struct{})
 		s.quiet = make(chan struct{})
+		s.starting, s.refuse = context.WithCancel(context.Background())
 	})
 	return s.cfg
 }
@@ -156,7 +161,7 @@ func (s *Server) accepted(nc net.Conn, cfg *Config) {
 	s.handshakes[nc] = struct{}{}
 	s.mu.Unlock()
 	go func() {
-		if err := s.serve(context.Background(), nc, cfg); err != nil && cfg.Logger != nil {
+		if err := s.serve(s.starting, nc, cfg); err != nil && cfg.Logger != nil {
 			cfg.Logger.Warn("plugwire: handshake failed", "err", err)
 		}
 	}()
@@ -175,6 +180,9 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) error {
 	}
 	s.handshakes[nc] = struct{}{}
 	s.mu.Unlock()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.starting, cancel)()
 	return s.serve(ctx, nc, cfg)
 }
 
@@ -187,11 +195,14 @@ func (s *Server) serve(ctx context.Context, nc net.Conn, cfg *Config) error {
 		s.mu.Unlock()
 		return err
 	}
-	closed := s.closed
+	closed, aborted := s.closed, s.aborted
 	s.conns[c] = struct{}{}
 	s.mu.Unlock()
-	if closed {
+	switch {
+	case aborted:
 		c.fail(closedError)
+	case closed: // the other side has learned that it is connected, and may have called
+		c.Shutdown(context.Background()) // until Server.Shutdown gives up
 	}
 	<-c.Done()
 	s.mu.Lock()
@@ -230,11 +241,14 @@ func (s *Server) isClosed() bool {
 	return s.closed
 }
 
-// stop closes listeners and unfinished handshakes and returns the connections.
-func (s *Server) stop() []*Conn {
+// stop closes listeners, has handshakes end that wait for the other side, and
+// returns the connections.
+func (s *Server) stop(abort bool) []*Conn {
 	s.config()
+	s.refuse()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.aborted = s.aborted || abort
 	if !s.closed {
 		s.closed = true
 		s.wake()
@@ -243,8 +257,10 @@ func (s *Server) stop() []*Conn {
 		l.Close()
 		delete(s.listeners, l)
 	}
-	for nc := range s.handshakes {
-		nc.Close()
+	if abort {
+		for nc := range s.handshakes {
+			nc.Close()
+		}
 	}
 	conns := make([]*Conn, 0, len(s.conns))
 	for c := range s.conns {
@@ -258,7 +274,7 @@ func (s *Server) stop() []*Conn {
 // first, what is left is closed at once and the context's error returned.
 func (s *Server) Shutdown(ctx context.Context) error {
 	var wg sync.WaitGroup
-	for _, c := range s.stop() {
+	for _, c := range s.stop(false) {
 		wg.Go(func() { c.Shutdown(ctx) })
 	}
 	wg.Wait()
@@ -281,7 +297,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 // Close ends the server at once: listeners and connections are closed, calls
 // that run lose their replies, and it does not wait for handlers.
 func (s *Server) Close() error {
-	for _, c := range s.stop() {
+	for _, c := range s.stop(true) {
 		c.fail(closedError)
 	}
 	return nil

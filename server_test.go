@@ -83,6 +83,34 @@ func TestServerServesAndShutsDown(t *testing.T) {
 	})
 }
 
+// A client that has learned that it is connected may have called before the
+// server counts the connection: Shutdown drains it too.
+func TestShutdownDrainsWhoHasJustConnected(t *testing.T) {
+	overTransports(t, func(t *testing.T, transport string) {
+		var s *Server
+		down := make(chan error, 1)
+		connecting, connected := make(chan struct{}), make(chan struct{})
+		cfg := &Config{OnConn: func(*Conn) {
+			close(connecting)
+			<-connected
+		}}
+		s, addr, _ := served(t, transport, echoMux(nil), cfg)
+		c := dial(t, addr, nil)
+		call := make(chan error, 1)
+		go func() { _, err := c.Call(background, "echo", []byte("x")); call <- err }()
+		receive(t, "OnConn", connecting)
+		go func() { down <- s.Shutdown(background) }()
+		until(t, "Shutdown", s.isClosed)
+		close(connected)
+		if err := receive(t, "the call", call); err != nil && !NotRun(err) {
+			t.Errorf("a call was lost: %v", err)
+		}
+		if err := receive(t, "Shutdown", down); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestServerCloseEndsEverythingAtOnce(t *testing.T) {
 	overTransports(t, func(t *testing.T, transport string) {
 		s, addr, ended := served(t, transport, echoMux(nil), nil)
