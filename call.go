@@ -170,7 +170,9 @@ func (c *Conn) DoAll(ctx context.Context, calls []*Call) error {
 		}
 		g.ids = append(g.ids, id)
 		if c.out.Eager() {
-			c.flushLocked()
+			c.out.Unlock()
+			c.out.Flush()
+			c.out.Lock()
 		}
 	}
 	c.out.Unlock()
@@ -333,7 +335,7 @@ func (c *Conn) room(ctx context.Context, n int) (bool, error) {
 	case c.out.HasRoom(n):
 		return true, nil
 	case c.out.Eager():
-		c.flushLocked()
+		c.flushLocked(ctx)
 		return false, nil
 	}
 	return false, c.out.WaitRoom(ctx, n)

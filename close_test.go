@@ -187,10 +187,14 @@ func TestWriteTimeoutEndsAStalledConnection(t *testing.T) {
 		x, _ := scripted(t, transport, cfg)
 		big := make(chan error, 1)
 		go func() { _, err := x.Call(background, "m", make([]byte, 32<<20)); big <- err }()
-		until(t, "the buffer to fill", func() bool {
+		sent, since := uint64(0), time.Now()
+		until(t, "the socket to be full", func() bool {
 			x.out.Lock()
 			defer x.out.Unlock()
-			return x.out.Busy() && !x.out.HasRoom(maxFrame)
+			if x.out.Sent() != sent {
+				sent, since = x.out.Sent(), time.Now()
+			}
+			return x.out.Busy() && time.Since(since) > cfg.WriteTimeout/5
 		})
 		small := make(chan error, 1)
 		go func() { _, err := x.Call(background, "m", make([]byte, 10)); small <- err }()

@@ -81,7 +81,7 @@ func (c *Conn) sendFragments(ctx context.Context, m *message, stop func() bool) 
 		step = min(step, len(m.payload)-at)
 		if !c.out.HasRoom(step + frameHeaderLen) {
 			if c.out.Eager() {
-				c.flushLocked()
+				c.flushLocked(ctx)
 				continue
 			}
 			if err := c.out.WaitRoom(ctx, step+frameHeaderLen); err != nil {
@@ -112,10 +112,10 @@ func (c *Conn) sendFragments(ctx context.Context, m *message, stop func() bool) 
 	return true, nil
 }
 
-// flushLocked writes what is pending; the lock is given up meanwhile.
-func (c *Conn) flushLocked() {
+// flushLocked writes what is pending, waiting if need be; the lock is given up meanwhile.
+func (c *Conn) flushLocked(ctx context.Context) {
 	c.out.Unlock()
-	c.out.Flush()
+	c.out.FlushWaiting(ctx)
 	c.out.Lock()
 }
 

@@ -73,7 +73,7 @@ func (c *Conn) Notify(ctx context.Context, method string, msg []byte) error {
 			n.sentMsgs++
 			putHeader(b, FrameNotify, 0, code, 0, len(msg))
 			copy(b[frameHeaderLen:], msg)
-			c.out.Queue()
+			c.out.Queue(ctx)
 			return nil
 		}
 	}
@@ -82,7 +82,7 @@ func (c *Conn) Notify(ctx context.Context, method string, msg []byte) error {
 		c.out.Unlock()
 		return err
 	}
-	c.out.Queue()
+	c.out.Queue(ctx)
 	return nil
 }
 
@@ -195,7 +195,7 @@ func (c *Conn) Flush(ctx context.Context) error {
 	n := &c.notes
 	target := n.sentMsgs
 	if n.handledMsgs >= target {
-		c.flushLocked()
+		c.flushLocked(ctx)
 		return nil
 	}
 	n.ask = true

@@ -4,7 +4,7 @@
 // at a time, which takes the whole buffer and writes it while others append to
 // the next. Any goroutine may be the flusher for one attempt that does not
 // block (Flush); what the kernel does not take at once is left to the Writer's
-// own goroutine, the only one that ever waits in a write.
+// own goroutine, unless who flushes is ready to wait itself (FlushWaiting).
 package batch
 
 import (
@@ -54,8 +54,8 @@ type Writer struct {
 	// fields so that the callback is made once.
 	tryFunc  func(fd uintptr) bool
 	tryBuf   []byte
-	tryWait  bool
-	tryTimer bool // a write deadline is set
+	tryWait  context.Context // nil: one attempt
+	tryTimer bool            // a write deadline is set
 	tryN     int
 	tryErr   error
 
@@ -127,8 +127,9 @@ func (w *Writer) Extend(n int) []byte {
 }
 
 // Queue releases the lock after something was appended for which nobody waits:
-// it is written when a batch is full, or soon by the Writer's goroutine.
-func (w *Writer) Queue() {
+// it is written when a batch is full, as by FlushWaiting, or soon by the Writer's
+// goroutine.
+func (w *Writer) Queue(ctx context.Context) {
 	full := false
 	if !w.writing {
 		if full = w.Len() >= eager; !full && !w.kicked {
@@ -137,7 +138,7 @@ func (w *Writer) Queue() {
 	}
 	w.mu.Unlock()
 	if full {
-		w.Flush()
+		w.flush(ctx)
 	}
 }
 
@@ -336,7 +337,14 @@ func (w *Writer) FlushControl() {
 // Flush, called without the lock, writes what is pending unless somebody else
 // is writing. It never waits: what the connection does not take at once is
 // left to the Writer's goroutine, and so is what comes in during two batches.
-func (w *Writer) Flush() {
+func (w *Writer) Flush() { w.flush(nil) }
+
+// FlushWaiting is Flush for a goroutine that would wait for room anyway: it writes
+// the whole batch itself, which saves a change of goroutines whenever the
+// connection is full. When ctx ends, the rest is left to the Writer's goroutine.
+func (w *Writer) FlushWaiting(ctx context.Context) { w.flush(ctx) }
+
+func (w *Writer) flush(ctx context.Context) {
 	w.mu.Lock()
 	w.promised = false
 	if w.raw == nil {
@@ -353,15 +361,22 @@ func (w *Writer) Flush() {
 			return
 		}
 		w.mu.Unlock()
-		n, err := w.attempt(w.rest, false)
+		n, err := w.attempt(w.rest, nil)
 		w.mu.Lock()
+		whole := false
+		if err == nil {
+			whole = w.wrote(n)
+		}
+		if err == nil && !whole && ctx != nil {
+			whole, n, err = w.finish(ctx)
+		}
 		if err != nil {
 			w.broke(n)
 			w.mu.Unlock()
 			w.Fail(err)
 			return
 		}
-		if !w.wrote(n) {
+		if !whole {
 			w.left = true
 			w.Kick()
 			w.mu.Unlock()
@@ -374,6 +389,40 @@ func (w *Writer) Flush() {
 		w.idleNow()
 	}
 	w.mu.Unlock()
+}
+
+// finish writes the rest of the batch, as the connection takes it, until ctx
+// ends; n bytes were taken by the write that failed. It is called and returns
+// with the lock held.
+func (w *Writer) finish(ctx context.Context) (whole bool, n int, err error) {
+	var poked chan struct{}
+	stop := func() bool { return true }
+	if ctx.Done() != nil {
+		poked = make(chan struct{})
+		stop = context.AfterFunc(ctx, func() {
+			w.conn.SetWriteDeadline(time.Unix(1, 0)) // wakes the write up
+			close(poked)
+		})
+	}
+	for !whole && err == nil && ctx.Err() == nil {
+		b := w.rest
+		w.mu.Unlock()
+		n, err = w.attempt(b, ctx)
+		w.mu.Lock()
+		if err == nil && n > 0 {
+			whole = w.wrote(n)
+		}
+	}
+	if !stop() {
+		w.mu.Unlock()
+		<-poked
+		w.conn.SetWriteDeadline(time.Time{})
+		w.mu.Lock()
+		if n == 0 && errors.Is(err, os.ErrDeadlineExceeded) {
+			err = nil
+		}
+	}
+	return whole, n, err
 }
 
 // run is the Writer's goroutine: it takes over a batch that was left to it, then
@@ -409,7 +458,7 @@ func (w *Writer) run() {
 // write waits until the connection takes some bytes.
 func (w *Writer) write(b []byte) (int, error) {
 	if w.raw != nil {
-		return w.attempt(b, true)
+		return w.attempt(b, context.Background())
 	}
 	w.conn.SetWriteDeadline(time.Now().Add(w.cfg.Timeout))
 	n, err := w.conn.Write(b)
@@ -424,9 +473,11 @@ func (w *Writer) write(b []byte) (int, error) {
 }
 
 // attempt writes what the connection takes: without waiting, when 0 bytes are
-// no error, or waiting until it takes some. Its caller holds writing.
-func (w *Writer) attempt(b []byte, wait bool) (int, error) {
+// no error, or waiting until it takes some or ctx ends; but only a deadline in
+// the past, set when it ends, interrupts a wait. Its caller holds writing.
+func (w *Writer) attempt(b []byte, wait context.Context) (int, error) {
 	w.tryBuf, w.tryWait, w.tryTimer = b, wait, false
+	w.tryN, w.tryErr = 0, nil // the callback may not be called
 	err := w.raw.Write(w.tryFunc)
 	if w.tryTimer {
 		w.conn.SetWriteDeadline(time.Time{})
@@ -442,14 +493,14 @@ func (w *Writer) attempt(b []byte, wait bool) (int, error) {
 // descriptor is writable and call again.
 func (w *Writer) try(fd uintptr) bool {
 	w.tryN, w.tryErr = writeOnce(fd, w.tryBuf)
-	if w.tryN > 0 || w.tryErr != nil || !w.tryWait {
+	if w.tryN > 0 || w.tryErr != nil || w.tryWait == nil {
 		return true
 	}
 	if !w.tryTimer { // only a write that waits needs a deadline
 		w.tryTimer = true
 		w.conn.SetWriteDeadline(time.Now().Add(w.cfg.Timeout))
 	}
-	return false
+	return w.tryWait.Err() != nil // the deadline that interrupts may have come before this one
 }
 
 // Drain writes what is pending and waits until it is written, for at most d.

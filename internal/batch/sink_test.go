@@ -81,7 +81,7 @@ func checkRecords(t *testing.T, r io.Reader, senders, n int) {
 	t.Helper()
 	next := make([]uint32, senders)
 	var head [12]byte
-	body := make([]byte, 2*High)
+	body := make([]byte, 4*High)
 	for range senders * n {
 		if _, err := io.ReadFull(r, head[:]); err != nil {
 			t.Errorf("reading: %v", err)
