@@ -198,9 +198,9 @@ func TestWriteTimeoutEndsAStalledConnection(t *testing.T) {
 		})
 		small := make(chan error, 1)
 		go func() { _, err := x.Call(background, "m", make([]byte, 10)); small <- err }()
-		for _, ch := range []chan error{big, small} {
-			wantCode(t, receive(t, "the end of a call", ch), Unavailable, true)
-		}
+		wantCode(t, receive(t, "the end of the large call", big), Unavailable, true)
+		err := receive(t, "the end of the small call", small)
+		wantCode(t, err, Unavailable, NotRun(err)) // the kernel may have taken it after all
 		receive(t, "the end", x.Done()) // who waits for room hears of a failed write before that
 		if CodeOf(x.Err()) != DeadlineExceeded && !errors.Is(x.Err(), context.DeadlineExceeded) && !isTimeout(x.Err()) {
 			t.Errorf("Err: %v", x.Err())
