@@ -80,7 +80,7 @@ func closeWrite(nc net.Conn) {
 
 // adversaryHello is what the adversary announces when a test has no wishes.
 func adversaryHello() *hello {
-	return &hello{version: 1, identity: "adversary", limits: limits{minFrame, 64 << 20, 8, minOneWayWindow, 128 << 20, 0}}
+	return &hello{version: 1, identity: "adversary", limits: limits{minFrame, 64 << 20, 8, minWindow, 128 << 20, 0}}
 }
 
 func helloBytes(h *hello) []byte {

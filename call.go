@@ -30,6 +30,7 @@ type Caller interface {
 	Do(ctx context.Context, c *Call) error
 	DoAll(ctx context.Context, calls []*Call) error
 	Notify(ctx context.Context, method string, msg []byte) error
+	OpenStream(ctx context.Context, method string) (*Stream, error)
 }
 
 var _ Caller = (*Conn)(nil)
@@ -37,7 +38,8 @@ var _ Caller = (*Conn)(nil)
 // outCall is a slot of this side's calls. The reader frees it after the ending
 // has arrived: the caller may still be about to take the result from its Call.
 type outCall struct {
-	state atomic.Uint32 // callIdle and so on
+	state  atomic.Uint32 // callIdle and so on
+	stream atomic.Pointer[Stream]
 	// Stored before the state becomes callWaiting.
 	call  *Call
 	group *callGroup    // of DoAll, or nil
@@ -62,6 +64,7 @@ const (
 	callWaiting           // for the ending
 	callDelivering        // the result, or a part of it, is being written
 	callAbandoned         // the caller has gone: the ending frees the slot
+	callStream            // of a stream
 )
 
 // claim gets the right to write the result.

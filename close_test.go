@@ -201,7 +201,7 @@ func TestWriteTimeoutEndsAStalledConnection(t *testing.T) {
 		wantCode(t, receive(t, "the end of the large call", big), Unavailable, true)
 		err := receive(t, "the end of the small call", small)
 		wantCode(t, err, Unavailable, NotRun(err)) // the kernel may have taken it after all
-		receive(t, "the end", x.Done()) // who waits for room hears of a failed write before that
+		receive(t, "the end", x.Done())            // who waits for room hears of a failed write before that
 		if CodeOf(x.Err()) != DeadlineExceeded && !errors.Is(x.Err(), context.DeadlineExceeded) && !isTimeout(x.Err()) {
 			t.Errorf("Err: %v", x.Err())
 		}

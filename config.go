@@ -52,6 +52,7 @@ type Limits struct {
 	MaxFrame        int // bytes of one frame's payload; default and most 64 KiB, least 4 KiB
 	MaxRequestBytes int // bytes of all requests in flight on one connection; default 128 MiB, least MaxMessage
 	OneWayWindow    int // bytes, plus 64 for each, of one-way messages not yet handled; default 4 MiB
+	StreamWindow    int // bytes, plus 64 for each, of one stream's messages not yet received; default 1 MiB
 }
 
 // UnixConfig holds the settings of Unix sockets.
@@ -103,7 +104,8 @@ const (
 	defaultOneWayWindow  = 4 << 20
 	maxFrame             = 64 << 10
 	minFrame             = 4 << 10
-	minOneWayWindow      = 4 << 10
+	defaultStreamWindow  = 1 << 20
+	minWindow            = 4 << 10
 	maxCallsBound        = 1 << 20
 
 	// noTimeout stands for "none", long enough to never pass.
@@ -150,7 +152,8 @@ func (c *Config) withDefaults() *Config {
 	size(&l.MaxMessage, defaultMaxMessage, minFrame, maxWireLen)
 	size(&l.MaxFrame, maxFrame, minFrame, maxFrame)
 	size(&l.MaxRequestBytes, max(defaultRequestBytes, l.MaxMessage), l.MaxMessage, maxWireLen)
-	size(&l.OneWayWindow, defaultOneWayWindow, minOneWayWindow, maxWireLen)
+	size(&l.OneWayWindow, defaultOneWayWindow, minWindow, maxWireLen)
+	size(&l.StreamWindow, defaultStreamWindow, minWindow, maxWireLen)
 	if d.Unix.Mode == 0 {
 		d.Unix.Mode = 0o600
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net"
 	"os"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -28,7 +27,7 @@ type Conn struct {
 	limits  limits                     // announced by the other side: what this side may send
 	version int                        // of the application's protocol
 
-	metadata bool // a feature that was agreed on
+	metadata, streams bool // features that were agreed on
 
 	// What is sent, and the lock that guards the opener's state: see call.go
 	// and oneway.go. Under it nothing blocks and no user code runs.
@@ -41,6 +40,7 @@ type Conn struct {
 	notes    outNotes           // this side's one-way messages
 	life     lifecycle          // what may still be opened, and by whom
 	cancels  []uint32           // slots whose CANCEL is to be sent
+	dirty    []*Stream          // those whose CREDIT is to be sent
 
 	callsSent, callsServed uint64
 	announce               bool    // METHODS is to be sent
@@ -149,7 +149,7 @@ func newConn(nc net.Conn, peer *Peer, theirs *hello, app int, cfg *Config) *Conn
 	if c.mux == nil {
 		c.mux = emptyMux
 	}
-	c.metadata = slices.Contains(theirs.offered, featureMetadata) || slices.Contains(theirs.required, featureMetadata)
+	c.metadata, c.streams = theirs.has(featureMetadata), theirs.has(featureStreams)
 	c.raw = rawConnOf(nc)
 	c.limits.calls = min(c.limits.calls, maxCallsBound) // no need to use all that there are
 	c.calls = newSlotTable[outCall](c.limits.calls)
@@ -200,6 +200,7 @@ func (c *Conn) appendControl(b []byte) []byte {
 	c.cancels = c.cancels[:0]
 	b = c.notes.appendAsk(b)
 	b = c.oneWay.appendCredit(b)
+	b = c.appendStreamCredit(b)
 	if c.pong {
 		c.pong = false
 		b = appendFrameHeader(b, FrameHeader{Type: FramePong, Length: 8})

@@ -56,8 +56,12 @@ func (c *Conn) caught(m *method) {
 // was taken over.
 func (rd *reader) dispatch(in *inCall, large []byte) (mine bool) {
 	c, m := rd.c, in.req.method
-	if m == nil {
-		rd.refuse(in, &Error{Code: Unimplemented, Message: fmt.Sprintf("no method %q", in.req.name), notRun: true})
+	if m == nil || m.handler == nil {
+		text := "no method %q"
+		if m != nil {
+			text = "method %q is a stream, it cannot be called"
+		}
+		rd.refuse(in, &Error{Code: Unimplemented, Message: fmt.Sprintf(text, in.req.Method()), notRun: true})
 		putLarge(large)
 		return true
 	}
@@ -168,7 +172,7 @@ func invoke(m *method, r *Request, reply []byte) (out []byte, err error) {
 			return
 		}
 		if p := recover(); p != nil {
-			out, err = reply, r.conn.panicked(r, p)
+			out, err = reply, r.conn.panicked(r.Method(), p)
 			return
 		}
 		x := &exited{in: r.in, rd: r.reader, c: r.conn}
@@ -183,9 +187,9 @@ var errHandlerPanic = &Error{Code: Internal, Message: "the handler panicked"}
 
 // panicked logs a handler's panic, which is this side's business, and returns
 // what the caller learns of it.
-func (c *Conn) panicked(r *Request, p any) error {
+func (c *Conn) panicked(method string, p any) error {
 	if c.cfg.Logger != nil {
-		c.cfg.Logger.Error("plugwire: handler panicked", "method", r.Method(), "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+		c.cfg.Logger.Error("plugwire: handler panicked", "method", method, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
 	}
 	return errHandlerPanic
 }

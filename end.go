@@ -37,12 +37,22 @@ func (c *Conn) endCalls(err error, flushing bool) {
 			c.out.Stop(err) // what is said not to have been sent must not be sent now
 		}
 		c.calls.all(func(id uint32, e *outCall) {
+			if s := e.stream.Load(); s != nil {
+				s.endLocked(streamError(err, s.info.Method, !s.opened || err == error(theyClosedError)), false, true)
+				return
+			}
 			if !e.claim() {
 				return
 			}
 			// Who says done has ended every call that it received.
 			notRun := !e.whole || !flushing && e.end > c.out.Gone() || err == error(theyClosedError)
 			e.finish(&Error{Code: Unavailable, Op: "call", Addr: e.call.Method, Err: err, notRun: notRun})
+		})
+		c.serving.all(func(_ uint32, in *inCall) {
+			if in.state.Load() == inStream {
+				s := in.stream.Load()
+				s.endLocked(streamError(err, s.info.Method, false), false, true)
+			}
 		})
 		c.openGates()
 		for _, ch := range c.pings {

@@ -113,7 +113,7 @@ var frameFlagsAllowed = [len(frameTypeNames)]FrameFlags{
 	FrameReply:   FlagBegin | FlagMore | FlagMeta | FlagBack,
 	FrameError:   FlagBack | FlagNotRun | FlagMeta,
 	FrameNotify:  FlagBegin | FlagMore | FlagMeta,
-	FrameOpen:    FlagMeta | FlagDeadline,
+	FrameOpen:    FlagMeta | FlagDeadline | FlagBack,
 	FrameData:    FlagBegin | FlagMore | FlagMeta | FlagBack,
 	FrameClose:   FlagMeta | FlagBack | FlagLast,
 	FrameReset:   FlagMeta | FlagBack | FlagLast | FlagNotRun,

@@ -326,7 +326,7 @@ func TestGoldenPrefixFieldsFollowTheFlags(t *testing.T) {
 				t.Errorf("%s: metadata has %d bytes more than its length", e.name, -left)
 			}
 		}
-		opening := h.Type == FrameCall || h.Type == FrameNotify || h.Type == FrameOpen
+		opening := h.Type == FrameCall || h.Type == FrameNotify || h.Type == FrameOpen && h.Flags&FlagBack == 0
 		if opening && h.Code == 0 && !strings.HasSuffix(e.name, "-more") && !strings.HasSuffix(e.name, "-end") {
 			if n := lead("u8", "name length").num; int(n) != len(lead("text", "name").bytes) {
 				t.Errorf("%s: the name is not %d bytes", e.name, n)

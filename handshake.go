@@ -38,7 +38,7 @@ const (
 )
 
 // features are the names of the features that this implementation has.
-var features = []string{featureMetadata}
+var features = []string{featureStreams, featureMetadata}
 
 // limits are what the sender of a HELLO accepts, in the order of the wire.
 type limits struct {
@@ -64,7 +64,7 @@ type hello struct {
 func (c *Config) hello() *hello {
 	l := &c.Limits
 	h := &hello{version: wireVersion, offered: features, identity: "plugwire-go/1",
-		limits: limits{l.MaxFrame, l.MaxMessage, c.slots(), l.OneWayWindow, l.MaxRequestBytes, 0}}
+		limits: limits{l.MaxFrame, l.MaxMessage, c.slots(), l.OneWayWindow, l.MaxRequestBytes, l.StreamWindow}}
 	for _, v := range c.Versions {
 		h.apps = append(h.apps, uint32(v))
 	}
@@ -178,10 +178,17 @@ func (h *hello) check() error {
 	switch {
 	case h.version < 1:
 		return errors.New("plugwire: HELLO announces version 0")
-	case l.frame < minFrame, l.message < minFrame, l.oneWay < minOneWayWindow, l.requestBytes < l.message:
+	case l.frame < minFrame, l.message < minFrame, l.oneWay < minWindow, l.requestBytes < l.message:
 		return fmt.Errorf("plugwire: HELLO announces limits out of bounds: %+v", l)
+	case h.has(featureStreams) && l.streamWindow < minWindow:
+		return fmt.Errorf("plugwire: HELLO offers streams with a window of %d bytes", l.streamWindow)
 	}
 	return nil
+}
+
+// has reports whether the sender of h has a feature.
+func (h *hello) has(name string) bool {
+	return slices.Contains(h.offered, name) || slices.Contains(h.required, name)
 }
 
 // negotiate finds out what both sides can do together; the error says in words
@@ -203,7 +210,7 @@ func incompatible(format string, args ...any) error {
 // lacking returns a feature that other requires and h does not offer, or "".
 func lacking(h, other *hello) string {
 	for _, name := range other.required {
-		if !slices.Contains(h.offered, name) && !slices.Contains(h.required, name) {
+		if !h.has(name) {
 			return name
 		}
 	}

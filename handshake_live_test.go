@@ -63,7 +63,7 @@ func TestWrongHellosAreRefused(t *testing.T) {
 	long := appendHello(nil, adversaryHello())
 	long = append(long, tagged(99, filler[:maxHello-len(long)-4])...)
 	requires := adversaryHello()
-	requires.required = []string{"streams", "time-travel"}
+	requires.required = []string{"time-travel"}
 	magic := func(frames ...[]byte) []byte { return append([]byte(wireMagic), cat(frames...)...) }
 	for _, row := range []struct {
 		name string
@@ -82,7 +82,7 @@ func TestWrongHellosAreRefused(t *testing.T) {
 		{"skippable in its place", magic(frame(0x80, 0, 0, 0)), "instead of HELLO"},
 		{"unknown type in its place", magic(frame(0x7f, 0, 0, 0)), "unknown frame type(0x7f)"},
 		{"drain in its place", magic(goAway(1)), "GOAWAY instead of HELLO"},
-		{"feature that is not there", helloBytes(requires), `feature "streams"`},
+		{"feature that is not there", helloBytes(requires), `feature "time-travel"`},
 	} {
 		t.Run(strings.ReplaceAll(row.name, " ", "-"), func(t *testing.T) {
 			x := meetStranger(t, "unix", nil)

@@ -15,7 +15,7 @@ import (
 func randomHello(r *rand.Rand) *hello {
 	upTo := func(least, most int) int { return least + int(r.Uint64N(uint64(most-least)+1)) }
 	h := &hello{version: upTo(1, math.MaxUint16), identity: strings.Repeat("i", upTo(0, 40))}
-	h.limits = limits{upTo(minFrame, maxWireLen), upTo(minFrame, maxWireLen), upTo(0, maxWireLen), upTo(minOneWayWindow, maxWireLen), 0, upTo(0, maxWireLen)}
+	h.limits = limits{upTo(minFrame, maxWireLen), upTo(minFrame, maxWireLen), upTo(0, maxWireLen), upTo(minWindow, maxWireLen), 0, upTo(0, maxWireLen)}
 	h.limits.requestBytes = upTo(h.limits.message, maxWireLen)
 	for range upTo(0, 3) {
 		h.offered = append(h.offered, strings.Repeat("f", upTo(1, 255)))
@@ -44,7 +44,7 @@ func TestHelloRoundTrip(t *testing.T) {
 func TestGoldenHellosParse(t *testing.T) {
 	entries, _ := readGolden(t)
 	want := map[string]limits{
-		"hello-small":    {minFrame, minFrame, 0, minOneWayWindow, minFrame, 0},
+		"hello-small":    {minFrame, minFrame, 0, minWindow, minFrame, 0},
 		"hello-listener": {maxFrame, defaultMaxMessage, defaultMaxCalls, defaultOneWayWindow, defaultRequestBytes, 0},
 	}
 	seen := 0
@@ -72,12 +72,12 @@ func TestGoldenHellosParse(t *testing.T) {
 
 func TestDefaultHelloIsTheDocumented(t *testing.T) {
 	cfg := (*Config)(nil).withDefaults()
-	if l := cfg.hello().limits; l.calls != 0 || l.streamWindow != 0 {
+	if l := cfg.hello().limits; l.calls != 0 {
 		t.Errorf("without a Mux: %+v", l)
 	}
 	cfg.Mux = NewMux()
 	h := cfg.hello()
-	if want := (limits{maxFrame, defaultMaxMessage, defaultMaxCalls, defaultOneWayWindow, defaultRequestBytes, 0}); h.limits != want {
+	if want := (limits{maxFrame, defaultMaxMessage, defaultMaxCalls, defaultOneWayWindow, defaultRequestBytes, defaultStreamWindow}); h.limits != want {
 		t.Errorf("%+v, want %+v", h.limits, want)
 	}
 	if again := cfg.hello(); again.nonce == h.nonce {

@@ -45,7 +45,7 @@ func (m *message) prefixLen() int {
 }
 
 func (m *message) byName() bool {
-	return m.code == 0 && (m.kind == FrameCall || m.kind == FrameNotify || m.kind == FrameOpen)
+	return m.code == 0 && (m.kind == FrameCall || m.kind == FrameNotify || m.kind == FrameOpen && m.flags&FlagBack == 0)
 }
 
 // size is the length of the message as one frame's payload.

@@ -51,10 +51,12 @@ type muxTable struct {
 	fallback *method // or nil
 }
 
+// method has a handler, or is a stream.
 type method struct {
 	name    string
 	number  uint16
 	handler Handler
+	stream  func(*Stream) error
 }
 
 // NewMux returns a Mux without methods.
@@ -68,11 +70,28 @@ func NewMux() *Mux {
 // when the name is taken, empty or too long, when h is nil, and when there are
 // 4096 methods already.
 func (m *Mux) Handle(name string, h Handler) {
-	switch {
-	case name == "" || len(name) > maxMethodName:
-		panic(fmt.Sprintf("plugwire: method name %q: must have 1 to %d bytes", name, maxMethodName))
-	case h == nil:
+	if h == nil {
 		panic(fmt.Sprintf("plugwire: method %q: nil handler", name))
+	}
+	m.register(&method{name: name, handler: h})
+}
+
+// HandleStream makes f answer streams to the method of the given name (see
+// Handle for what panics). The stream ends when f returns, with a nil error well, and
+// otherwise as a Handler's call does: the opener has the error from Recv, behind the
+// messages that were sent. f runs on a goroutine of its own; what it starts must
+// not use the stream after it has returned.
+func (m *Mux) HandleStream(name string, f func(*Stream) error) {
+	if f == nil {
+		panic(fmt.Sprintf("plugwire: method %q: nil handler", name))
+	}
+	m.register(&method{name: name, stream: f})
+}
+
+func (m *Mux) register(e *method) {
+	name := e.name
+	if name == "" || len(name) > maxMethodName {
+		panic(fmt.Sprintf("plugwire: method name %q: must have 1 to %d bytes", name, maxMethodName))
 	}
 	m.change(func(t *muxTable) {
 		if t.byName[name] != nil {
@@ -81,7 +100,7 @@ func (m *Mux) Handle(name string, h Handler) {
 		if len(t.methods) == maxMethods {
 			panic(fmt.Sprintf("plugwire: method %q: a Mux holds %d methods at most", name, maxMethods))
 		}
-		e := &method{name: name, number: uint16(len(t.methods) + 1), handler: h}
+		e.number = uint16(len(t.methods) + 1)
 		t.methods = append(t.methods[:len(t.methods):len(t.methods)], e)
 		t.byName[name] = e
 	})

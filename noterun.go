@@ -14,7 +14,7 @@ func (rd *reader) plainNote(h *FrameHeader) *method {
 	}
 	m := t.methods[h.Code-1]
 	s := c.statsOf(m)
-	if s.workerRuns > 0 {
+	if s.workerRuns > 0 || m.handler == nil {
 		return nil
 	}
 	if s.runs >= slowRuns {
@@ -51,7 +51,7 @@ func (rd *reader) noteRun(m *method) (ran, mine bool) {
 			return
 		}
 		if p := recover(); p != nil {
-			c.panicked(r, p)
+			c.panicked(r.Method(), p)
 			ran, mine = true, rd.noted()
 			return
 		}

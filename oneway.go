@@ -343,6 +343,9 @@ func (rd *reader) notify(h *FrameHeader, b []byte) (mine bool, err error) {
 	if m == nil || m.number == 0 {
 		name = string(pre.name)
 	}
+	if m != nil && m.handler == nil {
+		m = nil // a stream's: nobody is there
+	}
 	if pre.total > 0 {
 		n.largeNote = note{method: m, name: name}
 		n.large.total = pre.total

@@ -113,7 +113,7 @@ func TestNotifyKeepsOrder(t *testing.T) {
 
 func TestNotifyFromManySendersWithLargeOnes(t *testing.T) {
 	overTransports(t, func(t *testing.T, transport string) {
-		for _, window := range []int{minOneWayWindow, 256 << 10, 4 << 20} {
+		for _, window := range []int{minWindow, 256 << 10, 4 << 20} {
 			o := &inOrder{t: t, slow: func(r *Request, i uint64) {
 				if i%37 == 0 {
 					takeOverNow(r)

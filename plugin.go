@@ -370,6 +370,11 @@ func (p *Plugin) Notify(ctx context.Context, method string, msg []byte) error {
 	return p.conn.Notify(ctx, method, msg)
 }
 
+// OpenStream opens a stream: Conn.OpenStream on the plugin's connection.
+func (p *Plugin) OpenStream(ctx context.Context, method string) (*Stream, error) {
+	return p.conn.OpenStream(ctx, method)
+}
+
 // Conn returns the connection to the plugin.
 func (p *Plugin) Conn() *Conn { return p.conn }
 

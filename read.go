@@ -234,6 +234,8 @@ func (rd *reader) process(borrowed bool) verdict {
 				mine, err = rd.notify(h, payload)
 			case FrameReply, FrameError:
 				err = rd.ending(h, payload)
+			case FrameData:
+				err = rd.streamFrame(h, payload)
 			default:
 				err = rd.controlFrame(h, payload)
 			}
@@ -266,7 +268,9 @@ func (rd *reader) controlFrame(h *FrameHeader, b []byte) error {
 	case FrameMethods:
 		return c.readMethods(h, b)
 	case FrameCancel:
-		if in := c.serving.at(h.ID); in != nil {
+		if in := c.serving.at(h.ID); in != nil && in.state.Load() == inStream {
+			return fmt.Errorf("plugwire: CANCEL of slot %d, which is a stream", h.ID)
+		} else if in != nil {
 			in.cancel()
 		} else if h.ID == 0 || h.ID > c.serving.limit {
 			return fmt.Errorf("plugwire: CANCEL of slot %d, MaxCalls is %d", h.ID, c.serving.limit)
@@ -275,7 +279,7 @@ func (rd *reader) controlFrame(h *FrameHeader, b []byte) error {
 	case FrameCredit:
 		switch {
 		case h.ID != 0:
-			return fmt.Errorf("plugwire: CREDIT for stream %d, but no streams were agreed on", h.ID)
+			return rd.streamFrame(h, b)
 		case h.Flags&FlagBack != 0:
 			return errors.New("plugwire: CREDIT with BACK for slot 0")
 		}
@@ -306,7 +310,9 @@ func (rd *reader) controlFrame(h *FrameHeader, b []byte) error {
 		return c.goAway(h, b)
 	case FrameHello, FrameProof:
 		return fmt.Errorf("plugwire: %v after the handshake", h.Type)
-	case FrameOpen, FrameData, FrameClose, FrameReset, FrameSwitch:
+	case FrameOpen, FrameClose, FrameReset:
+		return rd.streamFrame(h, b)
+	case FrameSwitch:
 		return fmt.Errorf("plugwire: %v, a feature that was not agreed on", h.Type)
 	}
 	return nil // of a type that may be skipped
@@ -321,6 +327,9 @@ func (rd *reader) ending(h *FrameHeader, b []byte) error {
 			return nil // this side has just closed
 		}
 		return fmt.Errorf("plugwire: %v in slot %d, where nothing was asked", h.Type, h.ID)
+	}
+	if e.state.Load() == callStream {
+		return fmt.Errorf("plugwire: %v in slot %d, which is a stream", h.Type, h.ID)
 	}
 	if h.Flags&FlagBack == 0 {
 		return fmt.Errorf("plugwire: %v without BACK", h.Type)

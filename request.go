@@ -17,7 +17,7 @@ type Request struct {
 	meta     Metadata
 	reply    Metadata // to be sent with the reply
 	in       *inCall  // the call's slot; nil for a one-way message
-	reader   *reader // the reader whose goroutine runs the handler, when it runs inline
+	reader   *reader  // the reader whose goroutine runs the handler, when it runs inline
 	ctx      *requestContext
 }
 
@@ -86,6 +86,9 @@ type Info struct {
 // SetReplyMetadata is Request.SetReplyMetadata for code that has only the
 // context. After the handler has returned it does nothing.
 func (i *Info) SetReplyMetadata(md Metadata) {
+	if i.ctx == nil { // of a stream that this side has opened
+		return
+	}
 	i.ctx.mu.Lock()
 	defer i.ctx.mu.Unlock()
 	i.reply = md

@@ -19,6 +19,9 @@ type inCall struct {
 	state atomic.Uint32
 	ctx   atomic.Pointer[requestContext] // while the handler runs, if it asked for one
 
+	stream   atomic.Pointer[Stream] // while state is inStream
+	crossing int64                  // bytes of frames that may still come for a stream that has ended
+
 	conn *Conn
 	id   uint32
 	req  Request
@@ -38,6 +41,7 @@ const (
 	inIdle = iota
 	inBusy
 	inCancelled // and the caller has gone
+	inStream    // a stream, until its last frame is appended
 )
 
 // cancel passes on that the caller no longer waits.
@@ -136,9 +140,10 @@ func (rd *reader) call(h *FrameHeader, b []byte) (mine bool, err error) {
 		return true, err
 	}
 	in.cost = int64(max(pre.total, len(payload)) + pre.metaLen + messageCost)
-	if before := c.servingBytes.Load(); before > 0 && before+in.cost > int64(c.cfg.Limits.MaxRequestBytes) {
-		return true, fmt.Errorf("plugwire: requests of %d bytes in flight, MaxRequestBytes is %d", before+in.cost, c.cfg.Limits.MaxRequestBytes)
+	if err := c.withinBudget(in.cost); err != nil {
+		return true, err
 	}
+	in.crossing = 0
 	if !rd.unsettled { // Close looks for it after it has set ended
 		rd.unsettled = true
 		c.unsettled.Store(true)
@@ -164,6 +169,14 @@ func (rd *reader) call(h *FrameHeader, b []byte) (mine bool, err error) {
 	}
 	r.payload = payload
 	return rd.dispatch(in, nil), nil
+}
+
+// withinBudget enforces the budget for requests.
+func (c *Conn) withinBudget(cost int64) error {
+	if before := c.servingBytes.Load(); before > 0 && before+cost > int64(c.cfg.Limits.MaxRequestBytes) {
+		return fmt.Errorf("plugwire: requests of %d bytes in flight, MaxRequestBytes is %d", before+cost, c.cfg.Limits.MaxRequestBytes)
+	}
+	return nil
 }
 
 // opening reads what precedes the payload in a CALL or NOTIFY that opens a
@@ -204,6 +217,9 @@ func (rd *reader) callPart(in *inCall, h *FrameHeader, b []byte) (mine bool, err
 // aborted takes in an ABORT: a request, reply or one-way message that will not be completed.
 func (rd *reader) aborted(h *FrameHeader) error {
 	c := rd.c
+	if c.isStream(h) {
+		return rd.streamFrame(h, nil)
+	}
 	if h.Flags&FlagBack != 0 {
 		e := c.calls.at(h.ID)
 		if e == nil || e.state.Load() == callIdle || e.total == 0 {
@@ -354,7 +370,7 @@ func (c *Conn) endingOf(id uint32, out []byte, err error, md Metadata) message {
 		if err == error(e) && e.Message != "" && e.Err == nil && e.Op == "" {
 			text = e.Message
 		}
-		if e.notRun {
+		if e.notRun && e.Op == "" && err == error(e) { // ours, and not that of a call which the handler made
 			m.flags |= FlagNotRun
 		}
 	} else if ctx := CodeOf(err); ctx != Unknown {
@@ -412,4 +428,15 @@ func (c *Conn) endServing(in *inCall) {
 	if c.servingCount.Add(-1) == 0 {
 		c.drainStep()
 	}
+}
+
+// isStream reports whether the slot that a frame names is a stream's, or was
+// and has just ended.
+func (c *Conn) isStream(h *FrameHeader) bool {
+	if h.Flags&FlagBack != 0 {
+		e := c.calls.at(h.ID)
+		return e != nil && e.state.Load() == callStream
+	}
+	in := c.serving.at(h.ID)
+	return in != nil && (in.state.Load() == inStream || in.state.Load() == inIdle && in.crossing > 0)
 }

@@ -337,7 +337,10 @@ func (w *Writer) FlushControl() {
 // Flush, called without the lock, writes what is pending unless somebody else
 // is writing. It never waits: what the connection does not take at once is
 // left to the Writer's goroutine, and so is what comes in during two batches.
-func (w *Writer) Flush() { w.flush(nil) }
+func (w *Writer) Flush() { w.flush(noWait) }
+
+// noWait is the context of who does not wait.
+var noWait context.Context
 
 // FlushWaiting is Flush for a goroutine that would wait for room anyway: it writes
 // the whole batch itself, which saves a change of goroutines whenever the

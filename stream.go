@@ -1,0 +1,475 @@
+package plugwire
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/plugwire/plugwire/internal/batch"
+)
+
+// A Stream is a sequence of messages in each direction, opened by one side
+// (Conn.OpenStream) and answered by a handler of the other (Mux.HandleStream). An
+// unread stream slows its own sender only: each direction has a window of credit.
+//
+// Send and Recv may be called at the same time, and so may all other methods.
+// The messages of several goroutines that call Send are not mixed, but come in
+// any order; those that call Recv get a message each.
+//
+// The stream ends when the handler has returned. Until then it holds a place in
+// the other side's Limits.MaxCalls; an opener that loses interest calls Reset or
+// Close, or has its context end.
+type Stream struct {
+	conn *Conn
+	id   uint32
+	back FrameFlags // BACK on the acceptor's side: a flag of every frame it sends
+	info Info
+	ctx  context.Context // the opener's own, or the handler's
+	in   streamInput
+
+	// The sending half, guarded by the connection's out lock.
+	opened  bool       // OPEN was sent, or has arrived
+	spoke   bool       // the acceptor's header, or what stands for it, was sent
+	ready   bool       // nothing but credit stands against a message
+	sending bool       // a message of several frames is being sent
+	closed  bool       // CLOSE was sent
+	over    bool       // the slot is not this stream's any more
+	freed   bool       // LAST has arrived, or the connection has ended
+	err     error      // why nothing more can be sent
+	left    int        // cost that may be sent; less than 0 after a message larger than the window
+	header  Metadata   // to be sent before the first message
+	trailer Metadata   // to be sent with the end
+	gate    batch.Gate // those who wait for credit, or for another's long message
+	told    uint64     // cost of handled messages that the other side has been told of
+	due     int        // cost of which it is to be told
+	listed  bool       // in the connection's dirty
+	slot    *outCall   // the opener's
+	place   *inCall    // the acceptor's
+
+	handler func(*Stream) error // the acceptor's
+	refusal *Error              // or why there is none
+
+	stopWatch func() bool // ends the watch over the opener's context
+}
+
+// OpenStream opens a stream to a method of the other side that was registered
+// by HandleStream. It waits, until ctx ends, for a place in the other side's
+// Limits.MaxCalls. The stream lives as long as ctx: when that ends the stream
+// is reset, and the handler's context ends too. A deadline travels along.
+//
+// The other side hears of the stream with the first Send, CloseSend, Recv or
+// Header; until then SetHeader gives it metadata. A refusal (no such method) is
+// what Recv returns. The caller must read to the end, or call Reset or Close.
+func (c *Conn) OpenStream(ctx context.Context, method string) (*Stream, error) {
+	code, err := c.methodNumber(method)
+	if err != nil {
+		return nil, err
+	}
+	m := message{kind: FrameOpen, code: code, name: method}
+	m.deadline, _ = ctx.Deadline()
+	s := &Stream{conn: c, ctx: ctx, left: c.limits.streamWindow}
+	s.info = Info{Method: method, Peer: c.peer, Conn: c}
+	s.in.init()
+	c.expecting.Add(1) // for as long as the stream lives
+	c.out.Lock()
+	switch {
+	case !c.streams:
+		err = &Error{Code: Unimplemented, Message: "the other side does not take streams", notRun: true}
+	default:
+		err = c.admitCall(ctx, &m)
+	}
+	if err != nil {
+		c.out.Unlock()
+		c.expecting.Add(-1)
+		return nil, streamError(err, method, true)
+	}
+	s.id, s.slot = c.takeSlot()
+	e := s.slot
+	e.stream.Store(s)
+	e.cost, e.whole, e.cancel = m.cost(), true, false
+	e.state.Store(callStream)
+	c.reserved += e.cost
+	if ctx.Done() != nil {
+		s.stopWatch = context.AfterFunc(ctx, func() {
+			s.giveUp(CodeOf(ctx.Err()), streamError(ctx.Err(), method, false))
+		})
+	}
+	c.out.Unlock()
+	return s, nil
+}
+
+// streamError wraps an error that ended a stream on this side.
+func streamError(err error, method string, notRun bool) *Error {
+	var e *Error
+	if errors.As(err, &e) {
+		return &Error{Code: e.Code, Op: "stream", Addr: method, Message: e.Message, Hint: e.Hint, Detail: e.Detail, Err: e.Err, notRun: notRun}
+	}
+	code := CodeOf(err)
+	if code == Unknown {
+		code = Unavailable
+	}
+	return &Error{Code: code, Op: "stream", Addr: method, Err: err, notRun: notRun}
+}
+
+// Context returns the opener's own context, or on the other side the handler's:
+// it ends when the opener resets the stream, when the deadline passes, when the
+// connection ends and when the handler returns.
+func (s *Stream) Context() context.Context { return s.ctx }
+
+// Info describes the stream: the method, the other side, and on the acceptor's
+// side the opener's metadata.
+func (s *Stream) Info() *Info { return &s.info }
+
+// Send sends a message. It returns when the message was accepted: it will be
+// sent in order unless the stream is reset. It waits while the other side is behind by
+// its Limits.StreamWindow. msg is not touched after Send returns. The error is
+// io.EOF when the other side has ended the stream well, else why it ended; Recv
+// tells the same.
+func (s *Stream) Send(msg []byte) error { return s.send(s.ctx, msg) }
+
+func (s *Stream) send(ctx context.Context, msg []byte) error {
+	c := s.conn
+	cost := len(msg) + messageCost
+	c.out.Lock()
+	if s.ready && cost <= s.left && len(msg) <= c.limits.frame { // as is usual
+		if b := c.out.Extend(frameHeaderLen + len(msg)); b != nil {
+			s.left -= cost
+			putHeader(b, FrameData, s.back, 0, s.id, len(msg))
+			copy(b[frameHeaderLen:], msg)
+			c.out.Queue(ctx)
+			return nil
+		}
+	}
+	if err := s.sendSlow(ctx, msg); err != nil {
+		c.out.Unlock()
+		return err
+	}
+	c.out.Queue(ctx)
+	return nil
+}
+
+// mayBegin reports whether the window has place for a message. One that is
+// larger than the window may begin when less than a quarter is outstanding, for
+// that much may be handled without the other side saying so.
+func (s *Stream) mayBegin(cost int) bool {
+	window := s.conn.limits.streamWindow
+	return cost <= s.left || s.left > window-window/4
+}
+
+// sendSlow sends a message against which something may stand: it waits until
+// nothing does. It is called and returns with out's lock held.
+func (s *Stream) sendSlow(ctx context.Context, msg []byte) error {
+	c := s.conn
+	cost := len(msg) + messageCost
+	m := message{kind: FrameData, flags: s.back, id: s.id, payload: msg}
+	if len(msg) > c.limits.message {
+		return s.tooLong(len(msg))
+	}
+	free := func() bool { return !s.sending && s.mayBegin(cost) }
+	for waited := false; ; {
+		if err := s.sendable(ctx); err != nil {
+			return err
+		}
+		if !free() || !waited && !s.gate.Empty() {
+			waited = true
+			s.ready = false // until nobody waits
+			if err := c.waitFor(ctx, &s.gate, func() bool { return free() || s.err != nil }); err != nil {
+				return s.wrap(err)
+			}
+			continue
+		}
+		if len(msg) > c.limits.frame {
+			break
+		}
+		if ok, err := c.room(ctx, len(msg)+frameHeaderLen); err != nil {
+			return s.wrap(err)
+		} else if ok {
+			break
+		}
+	}
+	s.left -= cost
+	var err error
+	if len(msg) > c.limits.frame {
+		err = s.sendLong(ctx, &m)
+	} else {
+		c.out.Put(m.append(c.out.Buffer(), len(msg)))
+	}
+	s.ready = s.err == nil && !s.sending && s.gate.Empty()
+	return err
+}
+
+func (s *Stream) tooLong(n int) error {
+	return &Error{Code: ResourceExhausted, Op: "stream", Addr: s.info.Method,
+		Message: fmt.Sprintf("message of %d bytes, the other side takes %d", n, s.conn.limits.message)}
+}
+
+// sendLong sends a message of several frames, with which no other of the stream mixes.
+func (s *Stream) sendLong(ctx context.Context, m *message) error {
+	c := s.conn
+	s.sending, s.ready = true, false
+	begun, err := c.sendFragments(ctx, m, func() bool { return s.err != nil || s.over })
+	s.sending = false
+	if err != nil {
+		switch {
+		case !begun:
+			s.left += len(m.payload) + messageCost
+		case c.life.ended:
+		case s.freed || s.err == nil: // the slot is free only behind it; after RESET nothing may follow
+			c.out.Put(appendFrameHeader(c.out.Buffer(), FrameHeader{Type: FrameAbort, Flags: s.back, ID: s.id}))
+			c.out.Kick()
+		}
+		if err == errStopped {
+			err = s.err
+		}
+	}
+	if s.freed {
+		s.freeSlot()
+	}
+	c.out.Open(&s.gate)
+	return s.wrap(err)
+}
+
+// wrap gives an error of waiting or writing the stream's name.
+func (s *Stream) wrap(err error) error {
+	if err == nil || err == io.EOF {
+		return err
+	}
+	var e *Error
+	if errors.As(err, &e) && e.Op == "stream" {
+		return err
+	}
+	return streamError(err, s.info.Method, false)
+}
+
+// sendable returns nil when a message may be sent, having sent what must
+// precede the first one: the stream's opening or its header.
+func (s *Stream) sendable(ctx context.Context) error {
+	if err := ctx.Err(); err != nil && s.err == nil {
+		return s.wrap(err)
+	}
+	if s.err == nil && s.closed {
+		return &Error{Code: FailedPrecondition, Op: "stream", Addr: s.info.Method, Message: "Send after CloseSend"}
+	}
+	return s.begin(ctx, false)
+}
+
+// begin sends the opener's OPEN, or the acceptor's header if there is one or
+// always is set, unless that was done. It is called and returns with out's lock
+// held, which it may give up.
+func (s *Stream) begin(ctx context.Context, always bool) error {
+	c := s.conn
+	for s.err == nil {
+		if s.opened && (s.back == 0 || s.spoke || s.header == nil && !always) {
+			s.spoke = true
+			s.ready = !s.closed && !s.sending && s.gate.Empty()
+			return nil
+		}
+		m := message{kind: FrameOpen, flags: s.back, id: s.id}
+		if s.back == 0 {
+			if err := c.life.mayOpen(c); err != nil {
+				s.endLocked(streamError(err, s.info.Method, true), true, true)
+				break
+			}
+			m.name = s.info.Method
+			m.code, _ = c.methodNumber(m.name)
+			m.deadline, _ = s.ctx.Deadline()
+		}
+		m.setMeta(s.header) // which SetHeader has checked
+		ok, err := c.room(ctx, m.size()+frameHeaderLen)
+		if err != nil {
+			return s.wrap(err)
+		}
+		if ok && !s.over {
+			c.out.Put(m.append(c.out.Buffer(), 0))
+			s.opened, s.spoke, s.header = true, true, nil
+		}
+	}
+	return s.err
+}
+
+// CloseSend says that no more messages follow from this side: the other side's
+// Recv returns io.EOF behind them. Receiving goes on.
+func (s *Stream) CloseSend() error {
+	c := s.conn
+	c.out.Lock()
+	defer c.out.Unlock()
+	for { // not inside a long message
+		if err := s.begin(s.ctx, false); err != nil {
+			if err == io.EOF {
+				err = nil
+			}
+			return err
+		}
+		if s.closed {
+			return nil
+		}
+		if !s.sending {
+			break
+		}
+		if err := c.waitFor(s.ctx, &s.gate, func() bool { return !s.sending || s.err != nil }); err != nil {
+			return s.wrap(err)
+		}
+	}
+	s.closed, s.ready = true, false
+	c.out.Put(appendFrameHeader(c.out.Buffer(), FrameHeader{Type: FrameClose, Flags: s.back, ID: s.id}))
+	c.out.OpenAll(&s.gate)
+	if !c.out.Busy() {
+		c.out.Kick()
+	}
+	return nil
+}
+
+// Reset gives the stream up in both directions, telling the other side why.
+// What is under way is dropped; Send and Recv fail with an error of that code
+// on both sides. A handler's own later return value changes nothing.
+func (s *Stream) Reset(code Code) {
+	if code == OK {
+		code = Canceled
+	}
+	s.giveUp(code, &Error{Code: code, Op: "stream", Addr: s.info.Method, Message: "reset by this side"})
+}
+
+// Close gives up what is left of the stream, as Reset with code Canceled does;
+// of a stream that has ended nothing is left. It returns nil and does not wait.
+func (s *Stream) Close() error {
+	s.giveUp(Canceled, &Error{Code: Canceled, Op: "stream", Addr: s.info.Method, Message: "closed by this side"})
+	return nil
+}
+
+func (s *Stream) giveUp(code Code, why *Error) {
+	c := s.conn
+	c.out.Lock()
+	if s.err == nil && !s.over {
+		if s.opened {
+			c.out.Put(appendFrameHeader(c.out.Buffer(), FrameHeader{Type: FrameReset, Flags: s.back, Code: uint16(code), ID: s.id}))
+			s.endLocked(why, true, false)
+		} else {
+			why.notRun = true
+			s.endLocked(why, true, true)
+		}
+	}
+	c.out.Unlock()
+	c.out.Flush()
+}
+
+// endLocked ends the stream for its user on this side. cut says that what has
+// arrived and was not received is dropped, free that the opener's slot is no
+// longer needed either. Called under out's lock.
+func (s *Stream) endLocked(err error, cut, free bool) {
+	if s.err == nil {
+		s.err, s.ready = err, false
+		if s.back != 0 {
+			s.ctx.(*requestContext).cancel(context.Canceled)
+		}
+	}
+	s.in.end(err, cut)
+	s.conn.out.OpenAll(&s.gate)
+	if free && !s.freed {
+		s.freed = true
+		if !s.sending {
+			s.freeSlot()
+		}
+	}
+}
+
+// freeSlot gives the opener's slot back. Called under out's lock.
+func (s *Stream) freeSlot() {
+	c := s.conn
+	s.over = true
+	if s.slot == nil {
+		return
+	}
+	e := s.slot
+	s.slot = nil
+	e.stream.Store(nil)
+	e.state.Store(callIdle)
+	if stop := s.stopWatch; stop != nil {
+		stop()
+	}
+	c.expecting.Add(-1)
+	c.freeSlot(s.id, e)
+}
+
+// Header returns the metadata that the other side sent with the beginning of
+// the stream: at once on the acceptor's side; the opener waits until the header,
+// a message or the end has arrived. It is nil when there was none.
+func (s *Stream) Header() (Metadata, error) {
+	if s.back != 0 {
+		return s.info.Metadata, nil
+	}
+	if err := s.announce(false); err != nil && err != io.EOF {
+		return nil, err
+	}
+	return s.in.awaitHeader(s)
+}
+
+// Trailer returns the metadata that came with the end of the stream, on the
+// opener's side, once Recv has returned an error; nil before.
+func (s *Stream) Trailer() Metadata { return s.in.trailerOf() }
+
+// SetHeader sets the metadata that precedes this side's messages. The opener's
+// goes with the opening of the stream, the acceptor's with its first message, at
+// SendHeader or at the end. It is an error when that was sent already, or when
+// md cannot be sent (see Metadata). md must not change afterwards.
+func (s *Stream) SetHeader(md Metadata) error {
+	c := s.conn
+	m := message{kind: FrameOpen, name: s.info.Method}
+	if err := c.setMeta(&m, md); err != nil {
+		return err
+	}
+	c.out.Lock()
+	defer c.out.Unlock()
+	if s.back != 0 {
+		if s.spoke || s.over {
+			return s.lateHeader()
+		}
+		s.header, s.ready = md, false
+		return nil
+	}
+	for s.err == nil && !s.opened {
+		more := m.metaLen - (s.slot.cost - messageCost)
+		if c.reserved+more <= c.limits.requestBytes || c.reserved == s.slot.cost {
+			s.header = md
+			s.slot.cost += more
+			c.reserved += more
+			return nil
+		}
+		if err := c.waitFor(s.ctx, &c.admit, func() bool { return s.err != nil || c.reserved+more <= c.limits.requestBytes }); err != nil {
+			return s.wrap(err)
+		}
+	}
+	if s.err != nil {
+		return s.err
+	}
+	return s.lateHeader()
+}
+
+func (s *Stream) lateHeader() error {
+	return &Error{Code: FailedPrecondition, Op: "stream", Addr: s.info.Method, Message: "the header was sent already"}
+}
+
+// SendHeader sends what SetHeader has set without waiting for the first
+// message, also when there is none. On the opener's side it opens the stream.
+func (s *Stream) SendHeader() error { return s.announce(true) }
+
+// SetTrailer sets the metadata that goes with the end of the stream, on the
+// acceptor's side; a later one replaces it. On the opener's side it does nothing.
+func (s *Stream) SetTrailer(md Metadata) error {
+	if err := s.conn.setMeta(&message{kind: FrameOpen, name: s.info.Method}, md); err != nil {
+		return err
+	}
+	s.conn.out.Lock()
+	defer s.conn.out.Unlock()
+	s.trailer = md
+	return nil
+}
+
+// announce sends what begin sends, at once.
+func (s *Stream) announce(always bool) error {
+	s.conn.out.Lock()
+	err := s.begin(s.ctx, always)
+	s.conn.out.Unlock()
+	s.conn.out.Flush()
+	return err
+}

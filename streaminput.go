@@ -1,0 +1,296 @@
+package plugwire
+
+import (
+	"encoding/binary"
+	"errors"
+	"io"
+	"sync"
+	"sync/atomic"
+)
+
+// streamInput is the receiving half of a stream: frames that the reader has
+// taken in and Recv has not. They are copied whole, header included, many at a
+// time, and Recv takes all that there are at once, so that a message costs
+// neither of them a lock.
+type streamInput struct {
+	mu      sync.Mutex
+	queue   []byte        // frames of DATA, and ABORT
+	waiting bool          // Recv sleeps
+	ready   chan struct{} // and is woken by a token
+	err     error         // what Recv returns behind the queue
+	drop    bool          // nobody will receive: messages are dropped, and counted as handled
+	begun   bool          // a header, a message or the end has arrived
+	header  Metadata      // of the other side
+	trailer Metadata
+	heard   chan struct{} // closed when begun; nil until somebody waits for that
+
+	cutOff  atomic.Bool   // err takes effect at once
+	handled atomic.Uint64 // cost of the messages that were received or dropped
+
+	// Of the holder of the reading role.
+	got    uint64 // cost of the messages that have begun to arrive
+	total  int    // of the message that arrives in several frames, else 0
+	have   int    // of it
+	closed bool   // CLOSE has arrived
+	reset  bool   // RESET has arrived
+
+	// recvMu is held by the one who receives.
+	recvMu  sync.Mutex
+	cur     []byte // frames taken from the queue
+	pos     int
+	part    []byte // of a message whose rest is still to come
+	partLen int    // its announced total
+	count   int    // cost of received messages that handled does not have yet
+}
+
+func (in *streamInput) init() { in.ready = make(chan struct{}, 1) }
+
+// wake wakes Recv. Called with mu held.
+func (in *streamInput) wake() {
+	if in.waiting {
+		in.waiting = false
+		in.ready <- struct{}{}
+	}
+}
+
+// start marks that something has arrived. Called with mu held.
+func (in *streamInput) start() {
+	in.begun = true
+	if in.heard != nil {
+		close(in.heard)
+		in.heard = nil
+	}
+}
+
+// end makes err what Recv returns behind what has arrived, or with cut at once.
+func (in *streamInput) end(err error, cut bool) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.err == nil {
+		in.err = err
+	}
+	if cut {
+		in.cutOff.Store(true)
+		in.drop, in.queue = true, nil
+	}
+	in.start()
+	in.wake()
+}
+
+// put adds frames and wakes Recv; dropped says that nobody will receive them.
+func (in *streamInput) put(frames []byte) (dropped bool) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if !in.begun {
+		in.start()
+	}
+	if in.drop {
+		in.handled.Store(in.got)
+		return true
+	}
+	in.queue = append(in.queue, frames...)
+	in.wake()
+	return false
+}
+
+// Recv returns the next message, which is the caller's. Behind the last one the
+// error is io.EOF when the other side has closed its direction (CloseSend) or
+// ended the stream well, else why it ended. Trailer is there when that is known.
+func (s *Stream) Recv() ([]byte, error) { return s.AppendRecv(nil) }
+
+// AppendRecv is Recv into a slice of the caller's: the message is appended to dst.
+func (s *Stream) AppendRecv(dst []byte) ([]byte, error) {
+	s.in.recvMu.Lock()
+	defer s.in.recvMu.Unlock()
+	return s.recv(dst, nil)
+}
+
+// recv is AppendRecv that gives up, with errRecvStopped, when stop is closed.
+// Called with recvMu held.
+func (s *Stream) recv(dst []byte, stop <-chan struct{}) ([]byte, error) {
+	in := &s.in
+	start := len(dst)
+	for {
+		for in.pos < len(in.cur) && !in.cutOff.Load() {
+			b := in.cur[in.pos:]
+			end := frameHeaderLen + int(binary.LittleEndian.Uint32(b))
+			flags := FrameFlags(b[5])
+			payload := b[frameHeaderLen:end]
+			in.pos += end
+			if flags&^FlagBack == 0 && in.partLen == 0 && FrameType(b[4]) == FrameData { // as is usual
+				in.count += len(payload) + messageCost
+				s.credit()
+				return append(dst, payload...), nil
+			}
+			if FrameType(b[4]) == FrameAbort {
+				in.count += in.partLen + messageCost
+				in.part, in.partLen = in.part[:0], 0
+				s.credit()
+				continue
+			}
+			f := fieldReader{b: payload}
+			if flags&FlagBegin != 0 {
+				in.partLen = int(f.u32())
+			}
+			if flags&FlagMeta != 0 {
+				f.take(f.u16())
+			}
+			in.part = appendGrown(in.part, f.b, in.partLen-len(in.part)-len(f.b))
+			if flags&FlagMore != 0 {
+				continue
+			}
+			in.count += len(in.part) + messageCost
+			if start == 0 && cap(dst) < len(in.part) { // it is the caller's from now on
+				dst, in.part = in.part, nil
+			} else {
+				dst, in.part = append(dst, in.part...), in.part[:0]
+			}
+			in.partLen = 0
+			if cap(in.part) > maxFrame {
+				in.part = nil
+			}
+			s.credit()
+			return dst, nil
+		}
+		if err := s.refill(stop); err != nil {
+			return dst, err
+		}
+	}
+}
+
+// refill takes what is in the queue, waiting until there is something.
+func (s *Stream) refill(stop <-chan struct{}) error {
+	in, c := &s.in, s.conn
+	for {
+		in.mu.Lock()
+		switch {
+		case in.err != nil && in.cutOff.Load():
+			in.cur, in.pos, in.part, in.partLen = nil, 0, nil, 0
+			fallthrough
+		case in.err != nil && len(in.queue) == 0:
+			defer in.mu.Unlock()
+			return in.err
+		case len(in.queue) > 0:
+			in.cur, in.queue, in.pos = in.queue, in.cur[:0], 0
+			in.mu.Unlock()
+			return nil
+		}
+		if cap(in.cur) > streamKeep { // an idle stream holds no large buffers
+			in.cur = nil
+		}
+		if cap(in.queue) > streamKeep {
+			in.queue = nil
+		}
+		in.cur, in.pos = in.cur[:0], 0
+		in.waiting = true
+		in.mu.Unlock()
+		if s.back != 0 {
+			c.out.Flush()
+		} else if err := s.announce(false); err != nil { // perhaps it only receives
+			if in.stopWaiting() {
+				continue // to what has arrived before the end
+			}
+			return err
+		}
+		c.ensureReader()
+		select {
+		case <-in.ready:
+		case <-stop:
+			in.stopWaiting()
+			return errRecvStopped
+		}
+	}
+}
+
+// streamKeep is the largest buffer that a stream keeps while nothing arrives.
+const streamKeep = 16 << 10
+
+// errRecvStopped is what recv returns when it was stopped.
+var errRecvStopped = errors.New("plugwire: stopped")
+
+// stopWaiting takes back that Recv waits, and reports whether the end is known.
+func (in *streamInput) stopWaiting() (ended bool) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if !in.waiting { // the token has been sent
+		<-in.ready
+	}
+	in.waiting = false
+	return in.err != nil
+}
+
+// credit tells the other side of received messages when they are a quarter of
+// the window. Called with recvMu held.
+func (s *Stream) credit() {
+	in := &s.in
+	if in.count < s.conn.cfg.Limits.StreamWindow/4 {
+		return
+	}
+	in.mu.Lock()
+	if !in.drop { // else the reader does it
+		in.handled.Add(uint64(in.count))
+	}
+	in.mu.Unlock()
+	in.count = 0
+	s.tell()
+	s.conn.out.Flush()
+}
+
+// tell has the other side told of handled messages when they are a quarter of the window.
+func (s *Stream) tell() {
+	c := s.conn
+	c.out.Lock()
+	defer c.out.Unlock()
+	n := s.in.handled.Load() - s.told
+	if s.over || n < uint64(c.cfg.Limits.StreamWindow)/4 {
+		return
+	}
+	s.told += n
+	s.due += int(n)
+	if !s.listed {
+		s.listed = true
+		c.dirty = append(c.dirty, s)
+	}
+	c.out.Signal()
+}
+
+// appendStreamCredit appends what is due to be said to the other side's senders.
+// Called under out's lock.
+func (c *Conn) appendStreamCredit(b []byte) []byte {
+	for i, s := range c.dirty {
+		c.dirty[i], s.listed = nil, false
+		if s.due > 0 && !s.over {
+			b = appendFrameHeader(b, FrameHeader{Type: FrameCredit, Flags: s.back, ID: s.id, Length: 4})
+			b = binary.LittleEndian.AppendUint32(b, uint32(s.due))
+		}
+		s.due = 0
+	}
+	c.dirty = c.dirty[:0]
+	return b
+}
+
+// awaitHeader waits until the stream has begun on the other side.
+func (in *streamInput) awaitHeader(s *Stream) (Metadata, error) {
+	in.mu.Lock()
+	for !in.begun {
+		if in.heard == nil {
+			in.heard = make(chan struct{})
+		}
+		heard := in.heard
+		in.mu.Unlock()
+		s.conn.ensureReader()
+		<-heard // the end of the context or the connection closes it too
+		in.mu.Lock()
+	}
+	defer in.mu.Unlock()
+	if in.header == nil && in.err != nil && in.err != io.EOF {
+		return nil, in.err
+	}
+	return in.header, nil
+}
+
+func (in *streamInput) trailerOf() Metadata {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.trailer
+}
