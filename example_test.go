@@ -131,3 +131,37 @@ func ExampleInfoFromContext() {
 	// Output:
 	// hello, caller <nil>
 }
+
+// A typed method, for both sides and without code generation.
+func ExampleNewMethod() {
+	type Person struct{ Name string }
+	type Greeting struct{ Text string }
+	greet := plugwire.NewMethod[Person, Greeting]("greet", plugwire.JSON) // usually a variable of a package that both sides import
+
+	mux := plugwire.NewMux()
+	greet.Handle(mux, func(ctx context.Context, p *Person) (*Greeting, error) {
+		if p.Name == "" {
+			return nil, &plugwire.Error{Code: plugwire.InvalidArgument, Message: "nobody to greet"}
+		}
+		return &Greeting{Text: "hello, " + p.Name}, nil
+	})
+	addr, server := serve(mux)
+	defer server.Close()
+
+	ctx := context.Background()
+	conn, err := plugwire.Dial(ctx, addr, nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer conn.Close()
+	reply, err := greet.Call(ctx, conn, &Person{Name: "world"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(reply.Text)
+	_, err = greet.Call(ctx, conn, &Person{})
+	fmt.Println(err)
+	// Output:
+	// hello, world
+	// plugwire: call greet: nobody to greet
+}
