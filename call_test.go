@@ -182,6 +182,32 @@ func TestHandlerErrorsReachTheCaller(t *testing.T) {
 	})
 }
 
+// A handler has run, whatever it says of a call that it made itself.
+func TestRelayedRefusalsMayHaveRun(t *testing.T) {
+	overTransports(t, func(t *testing.T, transport string) {
+		inner, _ := pair(t, transport, nil, serves(echoMux(nil)))
+		m := NewMux()
+		m.HandleFunc("relay", func(ctx context.Context, method []byte) ([]byte, error) {
+			if string(method) == "echo" {
+				gone, cancel := context.WithCancel(ctx)
+				cancel()
+				ctx = gone
+			}
+			reply, err := inner.Call(ctx, string(method), nil)
+			if !NotRun(err) {
+				t.Errorf("the inner call: %v, NotRun %v", err, NotRun(err))
+			}
+			return reply, err
+		})
+		x, y := pair(t, transport, nil, serves(m))
+		for method, code := range map[string]Code{"no such": Unimplemented, "echo": Canceled} {
+			_, err := x.Call(background, "relay", []byte(method))
+			wantCode(t, err, code, false)
+		}
+		accounts(t, x, y)
+	})
+}
+
 func TestSlotLimitMakesCallersWait(t *testing.T) {
 	overTransports(t, func(t *testing.T, transport string) {
 		for _, limit := range []int{1, 2} {
