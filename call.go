@@ -19,6 +19,9 @@ type Call struct {
 	Request []byte // not touched after Do or DoAll returns
 	Reply   []byte // the reply is appended to it; set it to [:0] to reuse
 	Err     error  // how the call ended, for DoAll
+
+	Metadata      Metadata // sent with the request; must not change until the call has ended
+	ReplyMetadata Metadata // what came with the reply or error, or nil
 }
 
 // Caller is what makes calls.
@@ -42,6 +45,7 @@ type outCall struct {
 
 	// Of a reply in several frames; they belong to the reading role.
 	got, total int
+	meta       Metadata
 
 	// Guarded by out's lock.
 	cost   int    // of the request, against the other side's budget
@@ -240,6 +244,13 @@ func (c *Conn) begin(ctx context.Context, call *Call, g *callGroup, done chan st
 	}
 	m := message{kind: FrameCall, code: code, name: call.Method, payload: call.Request}
 	m.deadline, _ = ctx.Deadline()
+	if call.Metadata != nil || call.ReplyMetadata != nil {
+		call.ReplyMetadata = nil
+		if err := c.setMeta(&m, call.Metadata); err != nil {
+			c.expecting.Add(-1)
+			return 0, nil, err
+		}
+	}
 	if !c.mayBegin(ctx, &m) {
 		if err := c.admitCall(ctx, &m); err != nil {
 			c.expecting.Add(-1)
@@ -248,13 +259,13 @@ func (c *Conn) begin(ctx context.Context, call *Call, g *callGroup, done chan st
 	}
 	id, e := c.takeSlot()
 	e.call, e.group, e.done = call, g, done
-	e.cost, e.end = len(call.Request)+messageCost, 0
+	e.cost, e.end = m.cost(), 0
 	e.whole, e.ended, e.cancel = false, false, false
 	e.state.Store(callWaiting)
 	c.reserved += e.cost
 	c.callsSent++
 	m.id = id
-	if code != 0 && m.deadline.IsZero() && len(call.Request) <= c.limits.frame {
+	if code != 0 && m.deadline.IsZero() && m.metaLen == 0 && len(call.Request) <= c.limits.frame {
 		c.out.Put(append(appendHeader(c.out.Buffer(), FrameCall, 0, code, id, len(call.Request)), call.Request...))
 	} else if m.size() <= c.limits.frame {
 		c.out.Put(m.append(c.out.Buffer(), len(m.payload)))
@@ -280,19 +291,45 @@ func (c *Conn) takeSlot() (uint32, *outCall) {
 }
 
 // slotFor reports whether there are a slot and request bytes for a request.
-func (c *Conn) slotFor(size int) bool {
+func (c *Conn) slotFor(cost int) bool {
 	return (len(c.free) > 0 || int(c.used) < c.limits.calls) &&
-		(c.reserved == 0 || c.reserved+size+messageCost <= c.limits.requestBytes)
+		(c.reserved == 0 || c.reserved+cost <= c.limits.requestBytes)
 }
 
 // mayBegin reports whether nothing stands against a call, as is usual.
 func (c *Conn) mayBegin(ctx context.Context, m *message) bool {
-	return !c.life.refuses && m.deadline.IsZero() && c.admit.Empty() && c.slotFor(len(m.payload)) &&
+	return !c.life.refuses && m.deadline.IsZero() && c.admit.Empty() && c.slotFor(m.cost()) &&
 		m.size() <= c.limits.frame && c.out.HasRoom(m.size()+frameHeaderLen) && ctx.Err() == nil
 }
 
-// messageCost is what a message counts beside its payload.
+// messageCost is what a message counts beside its payload and metadata.
 const messageCost = 64
+
+// cost is what a request counts against the other side's budget.
+func (m *message) cost() int { return len(m.payload) + m.metaLen + messageCost }
+
+// setMeta gives a request metadata.
+func (c *Conn) setMeta(m *message, md Metadata) error {
+	if len(md) == 0 {
+		return nil
+	}
+	op := "call"
+	if m.kind == FrameOpen {
+		op = "stream"
+	}
+	err := m.setMeta(md)
+	switch {
+	case err != nil:
+	case !c.metadata:
+		return &Error{Code: Unimplemented, Op: op, Addr: m.name, Message: "the other side does not take metadata", notRun: true}
+	case m.prefixLen()+5 > c.limits.frame: // beside the total and one byte
+		err = fmt.Errorf("metadata of %d bytes, the other side takes frames of %d", m.metaLen, c.limits.frame)
+	}
+	if err != nil {
+		return metaError(op, m.name, err)
+	}
+	return nil
+}
 
 // admitCall waits until nothing stands against the call: the connection is
 // open, there are a slot and request bytes on the other side, and room here.
@@ -304,7 +341,7 @@ func (c *Conn) admitCall(ctx context.Context, m *message) error {
 	if c.limits.calls == 0 {
 		return &Error{Code: Unimplemented, Op: "call", Addr: m.name, Message: "the other side serves no calls", notRun: true}
 	}
-	free := func() bool { return c.slotFor(len(m.payload)) }
+	free := func() bool { return c.slotFor(m.cost()) }
 	for waited := false; ; {
 		if err := ctx.Err(); err != nil {
 			return err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -26,6 +27,8 @@ type Conn struct {
 	recent  atomic.Pointer[peerMethod] // the last one called: often the next one too
 	limits  limits                     // announced by the other side: what this side may send
 	version int                        // of the application's protocol
+
+	metadata bool // a feature that was agreed on
 
 	// What is sent, and the lock that guards the opener's state: see call.go
 	// and oneway.go. Under it nothing blocks and no user code runs.
@@ -146,6 +149,7 @@ func newConn(nc net.Conn, peer *Peer, theirs *hello, app int, cfg *Config) *Conn
 	if c.mux == nil {
 		c.mux = emptyMux
 	}
+	c.metadata = slices.Contains(theirs.offered, featureMetadata) || slices.Contains(theirs.required, featureMetadata)
 	c.raw = rawConnOf(nc)
 	c.limits.calls = min(c.limits.calls, maxCallsBound) // no need to use all that there are
 	c.calls = newSlotTable[outCall](c.limits.calls)

@@ -38,7 +38,7 @@ const (
 )
 
 // features are the names of the features that this implementation has.
-var features []string
+var features = []string{featureMetadata}
 
 // limits are what the sender of a HELLO accepts, in the order of the wire.
 type limits struct {

@@ -17,12 +17,24 @@ type message struct {
 	id       uint32
 	name     string    // of the method, when code is 0 and the kind has one
 	deadline time.Time // or zero
+	meta     Metadata
+	metaLen  int // of the META field, 0 without metadata
 	payload  []byte
+}
+
+// setMeta gives the message metadata; the error says why it cannot have it.
+func (m *message) setMeta(md Metadata) error {
+	if len(md) == 0 {
+		return nil
+	}
+	n, err := md.size()
+	m.meta, m.metaLen = md, 2+n
+	return err
 }
 
 // prefixLen is the size of the fields before the payload, but for BEGIN's total.
 func (m *message) prefixLen() int {
-	n := 0
+	n := m.metaLen
 	if !m.deadline.IsZero() {
 		n += 8
 	}
@@ -33,7 +45,7 @@ func (m *message) prefixLen() int {
 }
 
 func (m *message) byName() bool {
-	return m.code == 0 && (m.kind == FrameCall || m.kind == FrameNotify)
+	return m.code == 0 && (m.kind == FrameCall || m.kind == FrameNotify || m.kind == FrameOpen)
 }
 
 // size is the length of the message as one frame's payload.
@@ -51,12 +63,18 @@ func (m *message) append(b []byte, n int) []byte {
 	if !m.deadline.IsZero() {
 		h.Flags |= FlagDeadline
 	}
+	if m.metaLen > 0 {
+		h.Flags |= FlagMeta
+	}
 	b = appendHeader(b, h.Type, h.Flags, h.Code, h.ID, int(h.Length))
 	if part {
 		b = binary.LittleEndian.AppendUint32(b, uint32(len(m.payload)))
 	}
 	if !m.deadline.IsZero() {
 		b = binary.LittleEndian.AppendUint64(b, uint64(max(time.Until(m.deadline), 0)))
+	}
+	if m.metaLen > 0 {
+		b = m.meta.append(b, m.metaLen-2)
 	}
 	if m.byName() {
 		b = append(append(b, byte(len(m.name))), m.name...)
@@ -124,6 +142,8 @@ type prefix struct {
 	total   int // of a message in several frames, else 0
 	left    time.Duration
 	hasLeft bool
+	meta    Metadata
+	metaLen int // of the META field
 	name    []byte
 }
 
@@ -147,7 +167,14 @@ func parsePrefix(h *FrameHeader, b []byte, maxMessage int) (p prefix, payload []
 		}
 		p.left, p.hasLeft = time.Duration(left), true
 	}
-	if h.Code == 0 && (h.Type == FrameCall || h.Type == FrameNotify) {
+	if h.Flags&FlagMeta != 0 {
+		before := len(f.b)
+		if p.meta, err = f.metaField(); err != nil {
+			return p, nil, err
+		}
+		p.metaLen = before - len(f.b)
+	}
+	if h.Code == 0 && (h.Type == FrameCall || h.Type == FrameNotify || h.Type == FrameOpen) {
 		p.name = f.take(f.u8())
 		if !f.bad && len(p.name) == 0 {
 			return p, nil, fmt.Errorf("plugwire: %v by name without a name", h.Type)
@@ -157,6 +184,8 @@ func parsePrefix(h *FrameHeader, b []byte, maxMessage int) (p prefix, payload []
 		return p, nil, errTruncated
 	}
 	switch {
+	case h.Type == FrameOpen && len(f.b) > 0:
+		return p, nil, errors.New("plugwire: OPEN with a payload")
 	case p.total > 0 && len(f.b) >= p.total:
 		return p, nil, fmt.Errorf("plugwire: %v with BEGIN holds its whole message", h.Type)
 	case len(f.b) > maxMessage:

@@ -325,7 +325,7 @@ func (rd *reader) ending(h *FrameHeader, b []byte) error {
 	if h.Flags&FlagBack == 0 {
 		return fmt.Errorf("plugwire: %v without BACK", h.Type)
 	}
-	if h.Flags&FlagMeta != 0 {
+	if h.Flags&FlagMeta != 0 && !c.metadata {
 		return errNoMetadata
 	}
 	var failed *Error
@@ -334,12 +334,20 @@ func (rd *reader) ending(h *FrameHeader, b []byte) error {
 		if e.total > 0 {
 			return fmt.Errorf("plugwire: ERROR in slot %d inside a REPLY that was not aborted", h.ID)
 		}
+		var err error
+		if h.Flags&FlagMeta != 0 {
+			f := fieldReader{b: b}
+			if e.meta, err = f.metaField(); err != nil {
+				return err
+			}
+			b = f.b
+		}
 		text, detail, err := parseErrorPayload(b)
 		if err != nil {
 			return err
 		}
 		failed = &Error{Code: statusOf(h.Code), Op: "call", Message: string(text), Detail: append([]byte(nil), detail...), notRun: h.Flags&FlagNotRun != 0}
-	} else if h.Flags&(FlagBegin|FlagMore) != 0 || e.total > 0 || len(b) > c.cfg.Limits.MaxMessage {
+	} else if h.Flags&(FlagBegin|FlagMore|FlagMeta) != 0 || e.total > 0 || len(b) > c.cfg.Limits.MaxMessage {
 		var err error
 		if b, more, err = c.replyPart(e, h, b); err != nil {
 			return err
@@ -359,6 +367,9 @@ func (rd *reader) ending(h *FrameHeader, b []byte) error {
 		return nil
 	}
 	e.got, e.total = 0, 0
+	if e.meta != nil {
+		e.call.ReplyMetadata, e.meta = e.meta, nil
+	}
 	rd.endings++
 	rd.freed = append(rd.freed, h.ID)
 	if failed != nil {
@@ -372,7 +383,7 @@ func (rd *reader) ending(h *FrameHeader, b []byte) error {
 
 // dropEnding takes in the ending of a call whose caller has gone.
 func (rd *reader) dropEnding(id uint32, e *outCall) {
-	e.got, e.total = 0, 0
+	e.got, e.total, e.meta = 0, 0, nil
 	if !e.state.CompareAndSwap(callAbandoned, callIdle) {
 		return // the connection has been closed, which ended it
 	}
@@ -396,15 +407,18 @@ func statusOf(code uint16) Code {
 func (c *Conn) replyPart(e *outCall, h *FrameHeader, b []byte) (part []byte, more bool, err error) {
 	more = h.Flags&FlagMore != 0
 	if e.total == 0 {
-		if h.Flags&FlagBegin == 0 {
+		if h.Flags&(FlagBegin|FlagMore) == FlagMore {
 			return nil, false, errNoBegin
 		}
 		var pre prefix
 		if pre, b, err = parsePrefix(h, b, c.cfg.Limits.MaxMessage); err != nil {
 			return nil, false, err
 		}
-		e.total = pre.total
-	} else if h.Flags&FlagBegin != 0 {
+		e.total, e.meta = pre.total, pre.meta
+		if pre.total == 0 {
+			return b, false, nil
+		}
+	} else if h.Flags&(FlagBegin|FlagMeta) != 0 {
 		return nil, false, errBeginTwice
 	} else if len(b) == 0 {
 		return nil, false, errEmptyPart
@@ -417,7 +431,6 @@ func (c *Conn) replyPart(e *outCall, h *FrameHeader, b []byte) (part []byte, mor
 }
 
 var (
-	errNoMetadata = errors.New("plugwire: metadata, a feature that was not agreed on")
 	errNoBegin    = errors.New("plugwire: a fragment of a message that was not begun")
 	errBeginTwice = errors.New("plugwire: BEGIN inside a message")
 	errEmptyPart  = errors.New("plugwire: an empty fragment continues a message")

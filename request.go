@@ -14,7 +14,9 @@ type Request struct {
 	name     string // when called by name and answered by the fallback
 	payload  []byte
 	deadline time.Time
-	in       *inCall // the call's slot; nil for a one-way message
+	meta     Metadata
+	reply    Metadata // to be sent with the reply
+	in       *inCall  // the call's slot; nil for a one-way message
 	reader   *reader // the reader whose goroutine runs the handler, when it runs inline
 	ctx      *requestContext
 }
@@ -52,11 +54,41 @@ func (r *Request) Deadline() (time.Time, bool) { return r.deadline, !r.deadline.
 // OneWay reports whether nobody waits for a reply.
 func (r *Request) OneWay() bool { return r.in == nil }
 
-// Info describes a request to code that has only its context.
+// Metadata returns what the caller sent along, or nil. It may be kept.
+func (r *Request) Metadata() Metadata { return r.meta }
+
+// SetReplyMetadata has md sent with the reply or error; a later one replaces it. It
+// must not change until the handler has returned. Metadata that cannot be sent
+// (see Metadata) makes the call fail with code Internal.
+func (r *Request) SetReplyMetadata(md Metadata) { r.reply = md }
+
+// replyMetadata returns what the handler has set, by either way.
+func (r *Request) replyMetadata() Metadata {
+	if r.reply == nil && r.ctx != nil {
+		r.ctx.mu.Lock()
+		defer r.ctx.mu.Unlock()
+		return r.ctx.info.reply
+	}
+	return r.reply
+}
+
+// Info describes a request or stream to code that has only its context.
 type Info struct {
-	Method string
-	Peer   *Peer
-	Conn   *Conn
+	Method   string
+	Peer     *Peer
+	Conn     *Conn
+	Metadata Metadata // from the caller
+
+	ctx   *requestContext
+	reply Metadata // guarded by ctx.mu
+}
+
+// SetReplyMetadata is Request.SetReplyMetadata for code that has only the
+// context. After the handler has returned it does nothing.
+func (i *Info) SetReplyMetadata(md Metadata) {
+	i.ctx.mu.Lock()
+	defer i.ctx.mu.Unlock()
+	i.reply = md
 }
 
 type infoKey struct{}
@@ -93,7 +125,7 @@ func (c *Conn) newContext(r *Request) *requestContext {
 	ctx := &c.slab[0]
 	c.slab = c.slab[1:]
 	c.slabMu.Unlock()
-	ctx.info = Info{Method: r.Method(), Peer: c.peer, Conn: c}
+	ctx.info = Info{Method: r.Method(), Peer: c.peer, Conn: c, Metadata: r.meta, ctx: ctx}
 	ctx.deadline = r.deadline
 	if r.in != nil {
 		r.in.ctx.Store(ctx)
@@ -199,7 +231,7 @@ func (x *requestContext) cancel(err error) {
 
 // release ends the context when its handler has returned.
 func (r *Request) release() {
-	r.reader, r.payload = nil, nil
+	r.reader, r.payload, r.meta, r.reply = nil, nil, nil, nil
 	if r.ctx == nil {
 		return
 	}

@@ -135,7 +135,7 @@ func (rd *reader) call(h *FrameHeader, b []byte) (mine bool, err error) {
 	if err != nil {
 		return true, err
 	}
-	in.cost = int64(max(pre.total, len(payload)) + messageCost)
+	in.cost = int64(max(pre.total, len(payload)) + pre.metaLen + messageCost)
 	if before := c.servingBytes.Load(); before > 0 && before+in.cost > int64(c.cfg.Limits.MaxRequestBytes) {
 		return true, fmt.Errorf("plugwire: requests of %d bytes in flight, MaxRequestBytes is %d", before+in.cost, c.cfg.Limits.MaxRequestBytes)
 	}
@@ -149,6 +149,7 @@ func (rd *reader) call(h *FrameHeader, b []byte) (mine bool, err error) {
 	in.conn, in.id = c, h.ID
 	r := &in.req
 	r.conn, r.method, r.in, r.deadline, r.name = c, m, in, time.Time{}, ""
+	r.meta = pre.meta
 	if m == nil || m.number == 0 {
 		r.name = string(pre.name)
 	}
@@ -173,7 +174,7 @@ func (c *Conn) opening(h *FrameHeader, b []byte) (pre prefix, payload []byte, m 
 		switch {
 		case h.Flags&(FlagBegin|FlagMore) == FlagMore:
 			err = errNoBegin
-		case h.Flags&FlagMeta != 0:
+		case h.Flags&FlagMeta != 0 && !c.metadata:
 			err = errNoMetadata
 		default:
 			pre, payload, err = parsePrefix(h, b, c.cfg.Limits.MaxMessage)
@@ -288,12 +289,13 @@ func (rd *reader) replyRoom() []byte {
 func (rd *reader) respond(in *inCall, out []byte, err error) {
 	c := rd.c
 	at := len(rd.out) + frameHeaderLen
-	if err == nil && at < cap(rd.out) && len(out) > 0 && &out[0] == &rd.out[:at+1][at] && len(out) <= c.limits.message {
+	reply := in.req.replyMetadata()
+	if err == nil && reply == nil && at < cap(rd.out) && len(out) > 0 && &out[0] == &rd.out[:at+1][at] && len(out) <= c.limits.message {
 		// The handler has written it where it belongs.
 		appendHeader(rd.out, FrameReply, FlagBack, 0, in.id, len(out))
 		rd.out = rd.out[:at+len(out)]
 	} else {
-		m := c.endingOf(in.id, out, err)
+		m := c.endingOf(in.id, out, err, reply)
 		rd.out = m.append(rd.out, len(m.payload))
 	}
 	in.req.release()
@@ -329,14 +331,22 @@ func (rd *reader) putReplies() {
 }
 
 // endingOf lays out the ending of a call: REPLY, or ERROR when err is not nil.
-func (c *Conn) endingOf(id uint32, out []byte, err error) message {
+func (c *Conn) endingOf(id uint32, out []byte, err error, md Metadata) message {
+	m := message{flags: FlagBack, id: id}
+	if bad := m.setMeta(md); bad != nil {
+		m.metaLen = 0
+		err = &Error{Code: Internal, Message: "reply " + bad.Error()}
+	} else if !c.metadata {
+		m.metaLen = 0 // the other side has not learned of it
+	}
 	if err == nil && len(out) > c.limits.message {
 		err = &Error{Code: ResourceExhausted, Message: fmt.Sprintf("reply of %d bytes, the caller takes %d", len(out), c.limits.message)}
 	}
 	if err == nil {
-		return message{kind: FrameReply, flags: FlagBack, id: id, payload: out}
+		m.kind, m.payload = FrameReply, out
+		return m
 	}
-	m := message{kind: FrameError, flags: FlagBack, id: id}
+	m.kind = FrameError
 	code, text, detail := Unknown, err.Error(), []byte(nil)
 	var e *Error
 	if errors.As(err, &e) {
@@ -362,7 +372,7 @@ func (c *Conn) endingOf(id uint32, out []byte, err error) message {
 
 // respond sends the ending of a call from a goroutine that may wait.
 func (c *Conn) respond(in *inCall, out []byte, err error) {
-	m := c.endingOf(in.id, out, err)
+	m := c.endingOf(in.id, out, err, in.req.replyMetadata())
 	in.req.release()
 	if in.copied != nil {
 		defer putCopy(in.copied) // m.payload may lie in it: an echo
