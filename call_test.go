@@ -182,6 +182,67 @@ func TestHandlerErrorsReachTheCaller(t *testing.T) {
 	})
 }
 
+// A handler has run, whatever it says of a call that it made itself.
+func TestRelayedRefusalsMayHaveRun(t *testing.T) {
+	overTransports(t, func(t *testing.T, transport string) {
+		inner, _ := pair(t, transport, nil, serves(echoMux(nil)))
+		m := NewMux()
+		m.HandleFunc("relay", func(ctx context.Context, method []byte) ([]byte, error) {
+			if string(method) == "echo" {
+				gone, cancel := context.WithCancel(ctx)
+				cancel()
+				ctx = gone
+			}
+			reply, err := inner.Call(ctx, string(method), nil)
+			if !NotRun(err) {
+				t.Errorf("the inner call: %v, NotRun %v", err, NotRun(err))
+			}
+			return reply, err
+		})
+		x, y := pair(t, transport, nil, serves(m))
+		for method, code := range map[string]Code{"no such": Unimplemented, "echo": Canceled} {
+			_, err := x.Call(background, "relay", []byte(method))
+			wantCode(t, err, code, false)
+		}
+		accounts(t, x, y)
+	})
+}
+
+// Who turns a request away says so to the caller, and to nobody behind it.
+func TestRefusedRequestsWereNotRun(t *testing.T) {
+	overTransports(t, func(t *testing.T, transport string) {
+		refusal := Refused(ResourceExhausted, "full")
+		refusal.Detail = []byte("retry after lunch")
+		m := NewMux()
+		m.HandleFunc("full", func(context.Context, []byte) ([]byte, error) { return []byte("dropped"), refusal })
+		m.HandleFunc("wrapped", func(context.Context, []byte) ([]byte, error) { return nil, fmt.Errorf("gate: %w", refusal) })
+		m.HandleFunc("run", func(context.Context, []byte) ([]byte, error) {
+			return nil, &Error{Code: ResourceExhausted, Message: "full", Err: refusal} // full, but not of this request
+		})
+		x, y := pair(t, transport, nil, serves(m))
+		relay := NewMux()
+		relay.Fallback(HandlerFunc(func(r *Request, reply []byte) ([]byte, error) {
+			_, err := x.Call(r.Context(), r.Method(), nil)
+			return reply, err
+		}))
+		far, _ := pair(t, transport, nil, serves(relay))
+		for method, notRun := range map[string]bool{"full": true, "wrapped": true, "run": false} {
+			_, err := x.Call(background, method, nil)
+			wantCode(t, err, ResourceExhausted, notRun)
+			var e *Error
+			if !errors.As(err, &e) || !strings.Contains(e.Message, "full") || notRun && string(e.Detail) != "retry after lunch" {
+				t.Errorf("%s: %v, detail %q", method, err, e.Detail)
+			}
+			_, err = far.Call(background, method, nil)
+			wantCode(t, err, ResourceExhausted, false)
+		}
+		if !NotRun(refusal) || CodeOf(refusal) != ResourceExhausted {
+			t.Errorf("%v on the refusing side: NotRun %v", refusal, NotRun(refusal))
+		}
+		accounts(t, x, y)
+	})
+}
+
 func TestSlotLimitMakesCallersWait(t *testing.T) {
 	overTransports(t, func(t *testing.T, transport string) {
 		for _, limit := range []int{1, 2} {

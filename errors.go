@@ -141,9 +141,19 @@ func CodeOf(err error) Code {
 
 // NotRun reports that the request which failed with err cannot have run: it was
 // never sent in whole, or the other side refused it before any of its code saw
-// it. Such a request can be sent again without running twice. False means that
-// it may have run.
+// it, or turned it away with Refused. Such a request can be sent again without
+// running twice. False means that it may have run.
 func NotRun(err error) bool {
 	var e *Error
 	return errors.As(err, &e) && e.notRun
+}
+
+// Refused returns an error with which a Handler, most often middleware, turns a
+// request away before it has acted on it in any way. NotRun is true of it, at
+// the caller as well, who may therefore send the request again: only who returns
+// it can know that, so nothing else that a handler returns has this effect, not
+// even the error of a call of its own of which NotRun is true. Its Detail may be
+// set before it is returned.
+func Refused(code Code, message string) *Error {
+	return &Error{Code: code, Message: message, notRun: true}
 }

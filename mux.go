@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 )
@@ -49,13 +50,17 @@ type muxTable struct {
 	methods  []*method // number n is methods[n-1]
 	byName   map[string]*method
 	fallback *method // or nil
+
+	middleware []func(Handler) Handler // the first is the outermost
 }
 
-// method has a handler, or is a stream.
+// method has a handler, or is a stream. It is immutable: running requests hold
+// it. What changes is another one with the same name and number.
 type method struct {
 	name    string
 	number  uint16
-	handler Handler
+	handler Handler // bare within the middleware, or bare itself
+	bare    Handler // what was registered
 	stream  func(*Stream) error
 }
 
@@ -73,7 +78,7 @@ func (m *Mux) Handle(name string, h Handler) {
 	if h == nil {
 		panic(fmt.Sprintf("plugwire: method %q: nil handler", name))
 	}
-	m.register(&method{name: name, handler: h})
+	m.register(&method{name: name, bare: h})
 }
 
 // HandleStream makes f answer streams to the method of the given name (see
@@ -101,6 +106,9 @@ func (m *Mux) register(e *method) {
 			panic(fmt.Sprintf("plugwire: method %q: a Mux holds %d methods at most", name, maxMethods))
 		}
 		e.number = uint16(len(t.methods) + 1)
+		if e.bare != nil {
+			e.handler = t.wrap(name, e.bare)
+		}
 		t.methods = append(t.methods[:len(t.methods):len(t.methods)], e)
 		t.byName[name] = e
 	})
@@ -122,7 +130,7 @@ func (m *Mux) Fallback(h Handler) {
 	m.change(func(t *muxTable) {
 		t.fallback = nil
 		if h != nil {
-			t.fallback = &method{handler: h}
+			t.fallback = &method{handler: t.wrap("", h), bare: h}
 		}
 	})
 }
@@ -137,29 +145,89 @@ func (m *Mux) Methods() []string {
 	return names
 }
 
+// Use puts middleware around the handlers of all methods, and the fallback,
+// registered before or after. The first given is the outermost: it sees a
+// request first and its ending last. A further Use adds its own inside.
+// Middleware is a function that gets the next handler and returns the one to
+// run in its place, which ends the request itself or has next do it:
+//
+//	mux.Use(func(next plugwire.Handler) plugwire.Handler {
+//		return plugwire.HandlerFunc(func(r *plugwire.Request, reply []byte) ([]byte, error) {
+//			if r.Method() == "admin" && r.Peer().UID != 0 {
+//				return reply, plugwire.Refused(plugwire.PermissionDenied, "root only")
+//			}
+//			return next.ServeCall(r, reply)
+//		})
+//	})
+//
+// Streams are not wrapped: a handler of HandleStream checks for itself.
+//
+// It sees calls and one-way messages alike, but not those that this package
+// refuses itself: of a method that is not there, cancelled or past their deadline
+// before they ran. A request that was received before Use returned may still be
+// handled without it.
+//
+// Each function is called for every handler, within Use, Handle and Fallback,
+// and again by later calls of Use; so what it counts belongs outside of it. It
+// must not change the Mux. Use panics when a function is nil or returns nil.
+func (m *Mux) Use(mw ...func(Handler) Handler) {
+	for i, f := range mw {
+		if f == nil {
+			panic(fmt.Sprintf("plugwire: Use: middleware %d of %d is nil", i+1, len(mw)))
+		}
+	}
+	// The names stay: connections need not be told.
+	m.replace(func(t *muxTable) {
+		t.middleware = append(slices.Clip(t.middleware), mw...)
+		wrapped := func(e *method) *method {
+			w := *e
+			if e.bare != nil {
+				w.handler = t.wrap(e.name, e.bare)
+			}
+			return &w
+		}
+		t.methods = slices.Clone(t.methods)
+		for i, e := range t.methods {
+			t.methods[i] = wrapped(e)
+			t.byName[e.name] = t.methods[i]
+		}
+		if t.fallback != nil {
+			t.fallback = wrapped(t.fallback)
+		}
+	})
+}
+
+// wrap builds the chain that is called for a method, "" for the fallback, so
+// that a request costs one call for each layer, and nothing where there is none.
+func (t *muxTable) wrap(name string, h Handler) Handler {
+	for i, f := range slices.Backward(t.middleware) {
+		if h = f(h); h == nil {
+			if name == "" {
+				name = "(fallback)"
+			}
+			panic(fmt.Sprintf("plugwire: method %q: middleware %d of %d returned nil", name, i+1, len(t.middleware)))
+		}
+	}
+	return h
+}
+
 // change replaces the table by a changed copy and tells the open connections.
 func (m *Mux) change(f func(*muxTable)) {
-	m.mu.Lock()
-	t := *m.table.Load()
-	t.byName = maps.Clone(t.byName)
-	func() {
-		defer func() {
-			if p := recover(); p != nil {
-				m.mu.Unlock()
-				panic(p)
-			}
-		}()
-		f(&t)
-	}()
-	m.table.Store(&t)
-	conns := make([]*Conn, 0, len(m.conns))
-	for c := range m.conns {
-		conns = append(conns, c)
-	}
-	m.mu.Unlock()
-	for _, c := range conns {
+	for _, c := range m.replace(f) {
 		c.announceMethods()
 	}
+}
+
+// replace replaces the table by a changed copy and returns the open connections.
+// When f panics or ends its goroutine, as middleware may, the table stays.
+func (m *Mux) replace(f func(*muxTable)) []*Conn {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	t := *m.table.Load()
+	t.byName = maps.Clone(t.byName)
+	f(&t)
+	m.table.Store(&t)
+	return slices.Collect(maps.Keys(m.conns))
 }
 
 func (m *Mux) add(c *Conn) {

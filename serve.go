@@ -370,7 +370,7 @@ func (c *Conn) endingOf(id uint32, out []byte, err error, md Metadata) message {
 		if err == error(e) && e.Message != "" && e.Err == nil && e.Op == "" {
 			text = e.Message
 		}
-		if e.notRun && e.Op == "" && err == error(e) { // ours, and not that of a call which the handler made
+		if e.notRun && e.Op == "" { // with Op it is about a call that the handler made itself
 			m.flags |= FlagNotRun
 		}
 	} else if ctx := CodeOf(err); ctx != Unknown {
