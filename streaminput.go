@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"net"
 	"sync"
 	"sync/atomic"
 )
@@ -19,6 +20,7 @@ type streamInput struct {
 	ready   chan struct{} // and is woken by a token
 	err     error         // what Recv returns behind the queue
 	drop    bool          // nobody will receive: messages are dropped, and counted as handled
+	hungUp  bool          // and the other side is to learn of it when it sends one
 	begun   bool          // a header, a message or the end has arrived
 	header  Metadata      // of the other side
 	trailer Metadata
@@ -77,8 +79,16 @@ func (in *streamInput) end(err error, cut bool) {
 	in.wake()
 }
 
+// hangUp has what follows dropped, and the stream reset for it.
+func (in *streamInput) hangUp() {
+	in.end(net.ErrClosed, true)
+	in.mu.Lock()
+	in.hungUp = true
+	in.mu.Unlock()
+}
+
 // put adds frames and wakes Recv; dropped says that nobody will receive them.
-func (in *streamInput) put(frames []byte) (dropped bool) {
+func (in *streamInput) put(frames []byte) (dropped, hungUp bool) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if !in.begun {
@@ -86,11 +96,11 @@ func (in *streamInput) put(frames []byte) (dropped bool) {
 	}
 	if in.drop {
 		in.handled.Store(in.got)
-		return true
+		return true, in.hungUp
 	}
 	in.queue = append(in.queue, frames...)
 	in.wake()
-	return false
+	return false, false
 }
 
 // Recv returns the next message, which is the caller's. Behind the last one the

@@ -292,9 +292,7 @@ func (rd *reader) data(s *Stream, h *FrameHeader, b []byte) error {
 		}
 		in.got += uint64(cost)
 	}
-	if in.put(rd.buf[at:rd.r]) {
-		s.tell()
-	}
+	s.arrived(rd.buf[at:rd.r])
 	return nil
 }
 
@@ -439,8 +437,17 @@ func (s *Stream) aborted() error {
 		return fmt.Errorf("plugwire: ABORT in slot %d, where no message was begun", s.id)
 	}
 	in.total, in.have = 0, 0
-	if in.put(appendFrameHeader(nil, FrameHeader{Type: FrameAbort})) {
+	s.arrived(appendFrameHeader(nil, FrameHeader{Type: FrameAbort}))
+	return nil
+}
+
+// arrived passes frames on to who receives.
+func (s *Stream) arrived(frames []byte) {
+	dropped, hungUp := s.in.put(frames)
+	if dropped {
 		s.tell()
 	}
-	return nil
+	if hungUp {
+		s.Close()
+	}
 }
