@@ -93,6 +93,9 @@ func (c *Conn) finish() {
 	c.out.Lock()
 	over := c.life.over
 	c.life.over = true
+	if c.alive != nil {
+		c.alive.Stop()
+	}
 	c.out.Unlock()
 	if over {
 		return

@@ -221,6 +221,9 @@ func (c *Conn) credited(b []byte) error {
 		return fmt.Errorf("plugwire: CREDIT for %d bytes in %d messages, of %d in %d sent and %d in %d credited before",
 			bytes, msgs, n.sentBytes, n.sentMsgs, n.handledBytes, n.handledMsgs)
 	}
+	if msgs > n.handledMsgs {
+		c.reader.message() // it tells of some
+	}
 	n.handledBytes, n.handledMsgs = bytes, msgs
 	n.allow(c)
 	c.out.Open(&n.window)
@@ -324,6 +327,7 @@ func (rd *reader) notify(h *FrameHeader, b []byte) (mine bool, err error) {
 	c := rd.c
 	n := &c.oneWay
 	rd.served = true
+	rd.message()
 	switch {
 	case h.ID != 0:
 		return true, fmt.Errorf("plugwire: NOTIFY in slot %d", h.ID)

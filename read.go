@@ -40,6 +40,10 @@ type reader struct {
 	delivered bool // the last frames had endings of own calls
 	served    bool // or calls and messages of the other side's
 
+	control   int       // frames that are no messages, taken in since the last that was one
+	controlAt time.Time // when a multiple of controlRun was last reached
+	fast      int       // how many times that came soon after the time before
+
 	out       []byte  // frames that end calls whose handlers ran inline
 	outOwner  *[]byte // of replyBuffers, while out has come from there
 	put       int     // how many
@@ -264,6 +268,9 @@ func (rd *reader) process(borrowed bool) verdict {
 // controlFrame takes in the frames that are no messages.
 func (rd *reader) controlFrame(h *FrameHeader, b []byte) error {
 	c := rd.c
+	if err := rd.countControl(h); err != nil {
+		return err
+	}
 	switch h.Type {
 	case FrameMethods:
 		return c.readMethods(h, b)
@@ -318,9 +325,37 @@ func (rd *reader) controlFrame(h *FrameHeader, b []byte) error {
 	return nil // of a type that may be skipped
 }
 
+// What makes a flood of frames that are no messages: maxFast times in a row so
+// many that each controlRun of them took no longer than controlTime. No use of
+// this package comes near it.
+const (
+	controlRun  = 1024
+	controlTime = 5 * time.Millisecond
+	maxFast     = 32
+)
+
+// countControl looks at the clock once in controlRun frames.
+func (rd *reader) countControl(h *FrameHeader) error {
+	if rd.control++; rd.control < controlRun {
+		return nil
+	}
+	now := time.Now()
+	if now.Sub(rd.controlAt) > controlTime {
+		rd.fast = 0
+	} else if rd.fast++; rd.fast >= maxFast {
+		return fmt.Errorf("plugwire: a flood of frames that carry no message, the last of them %v", h.Type)
+	}
+	rd.control, rd.controlAt = 0, now
+	return nil
+}
+
+// message notes that a frame carried one.
+func (rd *reader) message() { rd.control, rd.fast = 0, 0 }
+
 // ending takes in a REPLY or ERROR.
 func (rd *reader) ending(h *FrameHeader, b []byte) error {
 	c := rd.c
+	rd.message()
 	e := c.calls.at(h.ID)
 	if e == nil || e.state.Load() == callIdle {
 		if c.ended.Load() {

@@ -118,6 +118,7 @@ func (c *Conn) lookUp(h *FrameHeader, name []byte) (*method, error) {
 func (rd *reader) call(h *FrameHeader, b []byte) (mine bool, err error) {
 	c := rd.c
 	rd.served = true
+	rd.message()
 	in := c.serving.at(h.ID)
 	if in == nil {
 		if in = c.serving.grow(h.ID); in == nil {

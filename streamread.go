@@ -259,6 +259,7 @@ func (s *Stream) headerArrived(h *FrameHeader, b []byte) error {
 // and have the same header but for the length.
 func (rd *reader) data(s *Stream, h *FrameHeader, b []byte) error {
 	c, in := rd.c, &s.in
+	rd.message()
 	if in.closed || in.reset {
 		return fmt.Errorf("plugwire: DATA in slot %d after CLOSE or RESET", s.id)
 	}
@@ -425,6 +426,7 @@ func (s *Stream) credited(b []byte) error {
 	if n == 0 || uint64(n) > uint64(c.limits.streamWindow-s.left) {
 		return fmt.Errorf("plugwire: CREDIT of %d for slot %d, where %d is outstanding", n, s.id, c.limits.streamWindow-s.left)
 	}
+	c.reader.message() // it tells of some
 	s.left += int(n)
 	c.out.Open(&s.gate)
 	return nil
