@@ -17,6 +17,7 @@ var (
 	oursCallersRow = row{name: "callers", service: "plugwire", connect: connectUnary, shape: manyWorkers}
 	oursDoAllRow   = row{name: "plugwire", service: "plugwire", connect: connectDoAll}
 	oursOneWayRow  = row{name: "plugwire", service: "plugwire", connect: connectOneWay}
+	oursStreamRow  = row{name: "plugwire", service: "plugwire", connect: connectStream}
 	oursConnectRow = row{name: "plugwire", service: "plugwire", connect: connectFirstCall}
 )
 
@@ -41,6 +42,17 @@ func serveOurs(network string) (string, func(), error) {
 	mux.Handle("tally", HandlerFunc(func(r *Request, reply []byte) ([]byte, error) {
 		return appendTally(reply, &t), nil
 	}))
+	var streamed tally // of one stream after the other
+	mux.HandleStream("sink", func(s *Stream) error {
+		var b []byte
+		for {
+			var err error
+			if b, err = s.AppendRecv(b[:0]); err != nil {
+				return s.Send(appendTally(nil, &streamed))
+			}
+			streamed.add(b)
+		}
+	})
 	addr := map[string]string{"unix": "unix:", "tcp": "tcp://127.0.0.1:0"}[network]
 	server := &Server{Mux: mux}
 	l, err := server.Listen(addr)
@@ -154,6 +166,44 @@ func connectOneWay(_, addr string, w workload) (*benchClient, error) {
 			return err
 		}
 		return checkTallies(sent, call.Reply)
+	}
+	return &benchClient{worker: worker, settle: settle, close: conn.Close}, nil
+}
+
+// connectStream is the client that sends messages on a stream, and in the end
+// asks how many were received.
+func connectStream(_, addr string, w workload) (*benchClient, error) {
+	conn, err := Dial(context.Background(), addr, nil)
+	if err != nil {
+		return nil, err
+	}
+	var s *Stream
+	sent := make([]tally, 1)
+	message := make([]byte, w.size)
+	seq := firstSeq(0)
+	worker := func(int) func() error {
+		s, err = conn.OpenStream(context.Background(), "sink")
+		return func() error {
+			for range w.batch {
+				seq++
+				stamp(message, seq)
+				sent[0].add(message)
+				if err := s.Send(message); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+	}
+	settle := func() error {
+		if err := s.CloseSend(); err != nil {
+			return err
+		}
+		answer, err := s.Recv()
+		if err != nil {
+			return err
+		}
+		return checkTallies(sent, answer)
 	}
 	return &benchClient{worker: worker, settle: settle, close: conn.Close}, nil
 }

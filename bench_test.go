@@ -54,6 +54,12 @@ func BenchmarkOneWay(b *testing.B) {
 	}
 }
 
+// BenchmarkStream has one sender on one stream.
+func BenchmarkStream(b *testing.B) {
+	compareBoth(b, workload{name: "64B", size: 64, workers: 1, batch: 256, oneWay: true}, oursStreamRow, rawOneWayRow)
+	compareBoth(b, workload{name: "64KiB", size: 64 << 10, workers: 1, batch: 1, oneWay: true, bulk: true}, oursStreamRow, rawOneWayRow)
+}
+
 func BenchmarkBulk(b *testing.B) {
 	for _, size := range []int{64 << 10, 1 << 20} {
 		name := map[int]string{64 << 10: "64KiB", 1 << 20: "1MiB"}[size]

@@ -293,7 +293,15 @@ func (rd *reader) data(s *Stream, h *FrameHeader, b []byte) error {
 		}
 		in.got += uint64(cost)
 	}
-	s.arrived(rd.buf[at:rd.r])
+	frames := rd.buf[at:rd.r]
+	if len(frames) < maxFrame/2 {
+		s.arrived(frames, nil)
+		return nil
+	}
+	full := rd.buf // a copy costs more than another buffer
+	rd.buf = readBuffers.Get().(*readBuffer)
+	rd.r, rd.w = 0, copy(rd.buf[:], full[rd.r:rd.w])
+	s.arrived(frames, full)
 	return nil
 }
 
@@ -439,13 +447,13 @@ func (s *Stream) aborted() error {
 		return fmt.Errorf("plugwire: ABORT in slot %d, where no message was begun", s.id)
 	}
 	in.total, in.have = 0, 0
-	s.arrived(appendFrameHeader(nil, FrameHeader{Type: FrameAbort}))
+	s.arrived(appendFrameHeader(nil, FrameHeader{Type: FrameAbort}), nil)
 	return nil
 }
 
-// arrived passes frames on to who receives.
-func (s *Stream) arrived(frames []byte) {
-	dropped, hungUp := s.in.put(frames)
+// arrived passes frames, and the buffer that they fill, on to who receives.
+func (s *Stream) arrived(frames []byte, owner *readBuffer) {
+	dropped, hungUp := s.in.put(frames, owner)
 	if dropped {
 		s.tell()
 	}
