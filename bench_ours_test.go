@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/plugwire/plugwire/internal/batch"
 )
@@ -18,6 +19,9 @@ var (
 	oursDoAllRow   = row{name: "plugwire", service: "plugwire", connect: connectDoAll}
 	oursOneWayRow  = row{name: "plugwire", service: "plugwire", connect: connectOneWay}
 	oursStreamRow  = row{name: "plugwire", service: "plugwire", connect: connectStream}
+	oursAloneRow   = row{name: "alone", service: "plugwire", connect: connectUnary}
+	oursLargeRow   = row{name: "plugwire", service: "plugwire", connect: connectBeside("count", 64<<20)}
+	oursSlowRow    = row{name: "plugwire", service: "plugwire", connect: connectBeside("sleep", 0)}
 	oursConnectRow = row{name: "plugwire", service: "plugwire", connect: connectFirstCall}
 )
 
@@ -41,6 +45,10 @@ func serveOurs(network string) (string, func(), error) {
 	}))
 	mux.Handle("tally", HandlerFunc(func(r *Request, reply []byte) ([]byte, error) {
 		return appendTally(reply, &t), nil
+	}))
+	mux.Handle("sleep", HandlerFunc(func(_ *Request, reply []byte) ([]byte, error) {
+		time.Sleep(50 * time.Millisecond)
+		return reply, nil
 	}))
 	var streamed tally // of one stream after the other
 	mux.HandleStream("sink", func(s *Stream) error {
@@ -94,6 +102,49 @@ func echoCaller(conn *Conn, worker int, w workload) func() error {
 			return err
 		}
 		return checkStamp(call.Reply, w.size, seq)
+	}
+}
+
+// connectBeside is connectUnary beside one who calls another method, with that
+// many bytes, again and again while a turn lasts.
+func connectBeside(method string, size int) func(network, addr string, w workload) (*benchClient, error) {
+	return func(network, addr string, w workload) (*benchClient, error) {
+		conn, err := Dial(context.Background(), addr, nil)
+		if err != nil {
+			return nil, err
+		}
+		var stop, begun chan struct{}
+		ended := make(chan error, 1)
+		beside := func() {
+			request := make([]byte, size)
+			for n := 0; ; n++ {
+				if n == 4 { // the method is known by now
+					close(begun)
+				}
+				if _, err := conn.Call(context.Background(), method, request); err != nil {
+					ended <- err
+					return
+				}
+				select {
+				case <-stop:
+					ended <- nil
+					return
+				default:
+				}
+			}
+		}
+		return &benchClient{
+			worker: func(i int) func() error {
+				if i == 0 {
+					stop, begun = make(chan struct{}), make(chan struct{})
+					go beside()
+					<-begun
+				}
+				return echoCaller(conn, i, w)
+			},
+			settle: func() error { close(stop); return <-ended },
+			close:  conn.Close,
+		}, nil
 	}
 }
 
