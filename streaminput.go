@@ -108,14 +108,6 @@ func (in *streamInput) put(frames []byte, owner *readBuffer) (dropped, hungUp bo
 	return false, false
 }
 
-// A segment is a part of the queue: frames in the buffer of a read that they
-// filled well, or copied into a buffer of their own.
-type segment struct {
-	b     []byte
-	owner *readBuffer // where b lies, if it is to be given back
-	full  bool        // nothing may be appended to b
-}
-
 // add puts frames at the end of the queue. Called with mu held.
 func (in *streamInput) add(frames []byte, owner *readBuffer) {
 	if owner != nil {
@@ -143,15 +135,12 @@ const streamKeep = 4 << 10
 
 // release gives back the segment that has been taken in. Called with recvMu held.
 func (in *streamInput) release(g *segment) {
-	switch {
-	case g.owner != nil:
-		readBuffers.Put(g.owner)
-	case cap(g.b) <= streamKeep:
+	if g.owner == nil && cap(g.b) <= streamKeep {
 		in.mu.Lock()
 		in.spare = g.b[:0]
 		in.mu.Unlock()
 	}
-	*g = segment{}
+	g.release()
 }
 
 // Recv returns the next message, which is the caller's. Behind the last one the

@@ -294,14 +294,7 @@ func (rd *reader) data(s *Stream, h *FrameHeader, b []byte) error {
 		in.got += uint64(cost)
 	}
 	frames := rd.buf[at:rd.r]
-	if len(frames) < maxFrame/2 {
-		s.arrived(frames, nil)
-		return nil
-	}
-	full := rd.buf // a copy costs more than another buffer
-	rd.buf = readBuffers.Get().(*readBuffer)
-	rd.r, rd.w = 0, copy(rd.buf[:], full[rd.r:rd.w])
-	s.arrived(frames, full)
+	s.arrived(frames, rd.give(len(frames)))
 	return nil
 }
 
