@@ -16,6 +16,7 @@ import (
 type streamInput struct {
 	mu      sync.Mutex
 	queue   []byte        // frames of DATA, and ABORT
+	tail    int           // 1 + where the last of them begins, if it is a fragment and MORE follow; else 0
 	waiting bool          // Recv sleeps
 	ready   chan struct{} // and is woken by a token
 	err     error         // what Recv returns behind the queue
@@ -30,11 +31,12 @@ type streamInput struct {
 	handled atomic.Uint64 // cost of the messages that were received or dropped
 
 	// Of the holder of the reading role.
-	got    uint64 // cost of the messages that have begun to arrive
-	total  int    // of the message that arrives in several frames, else 0
-	have   int    // of it
-	closed bool   // CLOSE has arrived
-	reset  bool   // RESET has arrived
+	got    atomic.Uint64 // cost of the messages that have begun to arrive; others may look
+	total  int           // of the message that arrives in several frames, else 0
+	have   int           // of it
+	headed bool          // OPEN with BACK has arrived
+	closed bool          // CLOSE has arrived
+	reset  bool          // RESET has arrived
 
 	// recvMu is held by the one who receives.
 	recvMu  sync.Mutex
@@ -74,31 +76,47 @@ func (in *streamInput) end(err error, cut bool) {
 	if cut {
 		in.cutOff.Store(true)
 		in.drop, in.queue = true, nil
+		in.handled.Store(in.got.Load())
 	}
 	in.start()
 	in.wake()
 }
 
 // hangUp has what follows dropped, and the stream reset for it.
-func (in *streamInput) hangUp() {
-	in.end(net.ErrClosed, true)
+func (s *Stream) hangUp() {
+	in := &s.in
 	in.mu.Lock()
 	in.hungUp = true
 	in.mu.Unlock()
+	in.end(net.ErrClosed, true)
+	s.tell() // who waits for the window would never send one
+	s.conn.out.Flush()
 }
 
-// put adds frames and wakes Recv; dropped says that nobody will receive them.
-func (in *streamInput) put(frames []byte) (dropped, hungUp bool) {
+// put adds frames and wakes Recv; joins says that it is one that continues a
+// message, and dropped that nobody will receive them.
+func (in *streamInput) put(frames []byte, joins bool) (dropped, hungUp bool) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if !in.begun {
 		in.start()
 	}
 	if in.drop {
-		in.handled.Store(in.got)
+		in.handled.Store(in.got.Load())
 		return true, in.hungUp
 	}
-	in.queue = append(in.queue, frames...)
+	if joins && in.tail > 0 { // as a part of the one before: fragments may be tiny
+		in.queue = append(in.queue, frames[frameHeaderLen:]...)
+		b := in.queue[in.tail-1:]
+		binary.LittleEndian.PutUint32(b, uint32(len(b)-frameHeaderLen))
+		b[5] = b[5]&^byte(FlagMore) | frames[5]&byte(FlagMore)
+	} else {
+		in.tail = len(in.queue) + 1
+		in.queue = append(in.queue, frames...)
+	}
+	if frames[5]&byte(FlagMore) == 0 {
+		in.tail = 0
+	}
 	in.wake()
 	return false, false
 }
@@ -142,9 +160,6 @@ func (s *Stream) recv(dst []byte, stop <-chan struct{}) ([]byte, error) {
 			if flags&FlagBegin != 0 {
 				in.partLen = int(f.u32())
 			}
-			if flags&FlagMeta != 0 {
-				f.take(f.u16())
-			}
 			in.part = appendGrown(in.part, f.b, in.partLen-len(in.part)-len(f.b))
 			if flags&FlagMore != 0 {
 				continue
@@ -179,9 +194,10 @@ func (s *Stream) refill(stop <-chan struct{}) error {
 			fallthrough
 		case in.err != nil && len(in.queue) == 0:
 			defer in.mu.Unlock()
+			in.cur, in.pos = nil, 0
 			return in.err
 		case len(in.queue) > 0:
-			in.cur, in.queue, in.pos = in.queue, in.cur[:0], 0
+			in.cur, in.queue, in.pos, in.tail = in.queue, in.cur[:0], 0, 0
 			in.mu.Unlock()
 			return nil
 		}
@@ -248,11 +264,16 @@ func (s *Stream) credit() {
 
 // tell has the other side told of handled messages when they are a quarter of the window.
 func (s *Stream) tell() {
+	s.conn.out.Lock()
+	defer s.conn.out.Unlock()
+	s.tellLocked()
+}
+
+// tellLocked is tell under out's lock.
+func (s *Stream) tellLocked() {
 	c := s.conn
-	c.out.Lock()
-	defer c.out.Unlock()
 	n := s.in.handled.Load() - s.told
-	if s.over || n < uint64(c.cfg.Limits.StreamWindow)/4 {
+	if s.over || s.freed || c.life.ended || n < uint64(c.cfg.Limits.StreamWindow)/4 {
 		return
 	}
 	s.told += n
