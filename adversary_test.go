@@ -113,6 +113,11 @@ func cat(frames ...[]byte) []byte { return slices.Concat(frames...) }
 // meet makes a connection with the adversary at one end, through the handshake.
 func meet(t testing.TB, w way, cfg *Config, announce *hello) *adversary {
 	t.Helper()
+	return meetServing(t, w, cfg, announce, (*adversary).mux)
+}
+
+func meetServing(t testing.TB, w way, cfg *Config, announce *hello, mux func(*adversary) *Mux) *adversary {
+	t.Helper()
 	a := newAdversary(t)
 	if cfg == nil {
 		cfg = &Config{Limits: adversaryLimits}
@@ -127,13 +132,13 @@ func meet(t testing.TB, w way, cfg *Config, announce *hello) *adversary {
 		a.nc = dialled
 		full := *cfg
 		full.OnConn = func(c *Conn) { got <- c }
-		s := &Server{Mux: a.mux(), Config: &full}
+		s := &Server{Mux: mux(a), Config: &full}
 		go func() { failed <- s.ServeConn(context.Background(), accepted) }()
 		t.Cleanup(func() { s.Close() })
 	} else {
 		a.nc = accepted
 		full := *cfg
-		full.Mux = a.mux()
+		full.Mux = mux(a)
 		go func() {
 			c, err := NewConn(context.Background(), dialled, &full)
 			if err != nil {
@@ -229,11 +234,15 @@ func (a *adversary) readHello() {
 func describe(h FrameHeader, b []byte) string {
 	s := fmt.Sprintf("%v %v %d #%d", h.Type, h.Flags, h.Code, h.ID)
 	switch h.Type {
-	case FrameReply:
+	case FrameReply, FrameData:
 		s += fmt.Sprintf(" %.20q", b)
 	case FrameCredit:
-		if f := (fieldReader{b: b}); len(b) == 16 {
+		f := fieldReader{b: b}
+		switch len(b) {
+		case 16:
 			s += fmt.Sprintf(" %d/%d", f.u64(), f.u64())
+		case 4:
+			s += fmt.Sprintf(" %d", f.u32())
 		}
 	case FrameGoAway:
 		if h.Code == goAwayFailed && len(b) >= 2 {

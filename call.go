@@ -74,6 +74,7 @@ const (
 	callDelivering        // the result, or a part of it, is being written
 	callAbandoned         // the caller has gone: the ending frees the slot
 	callStream            // of a stream
+	callUnopened          // of a stream whose OPEN has not been sent
 )
 
 // claim gets the right to write the result.

@@ -38,7 +38,8 @@ func (c *Conn) endCalls(err error, flushing bool) {
 		}
 		c.calls.all(func(id uint32, e *outCall) {
 			if s := e.stream.Load(); s != nil {
-				s.endLocked(streamError(err, s.info.Method, !s.opened || err == error(theyClosedError)), false, true)
+				notRun := !s.opened || !flushing && e.end > c.out.Gone() || err == error(theyClosedError)
+				s.endLocked(streamError(err, s.info.Method, notRun), false, true)
 				return
 			}
 			if !e.claim() {

@@ -75,6 +75,10 @@ var scriptFlags = map[FrameType][]FrameFlags{
 	FrameNotify:  {0, 0, bm, FlagMore},
 	FrameAbort:   {0, FlagBack},
 	FrameCredit:  {0, 0, FlagBack},
+	FrameOpen:    {0, 0, FlagDeadline, FlagBack, FlagMeta, FlagMeta | FlagBack},
+	FrameData:    {0, 0, bm, FlagMore, FlagBack, FlagBack | bm, FlagBack | FlagMore, FlagMeta, bm | FlagMeta},
+	FrameClose:   {0, FlagBack | FlagLast, FlagBack, FlagMeta},
+	FrameReset:   {0, FlagBack | FlagLast, FlagBack, nr | FlagLast},
 }
 
 func (s *scriptReader) frame() []byte {
@@ -89,7 +93,7 @@ func (s *scriptReader) frame() []byte {
 	} else if f < 0xf0 {
 		flags = 0
 	}
-	code := uint16(s.byte() % 6)
+	code := uint16(s.byte() % 10)
 	id := uint32(s.byte())
 	if id < 0xe0 {
 		id %= 9
@@ -97,7 +101,7 @@ func (s *scriptReader) frame() []byte {
 		id = 1<<32 - 1
 	}
 	switch typ {
-	case FrameNotify, FrameCredit:
+	case FrameNotify:
 		if id < 0xe0 {
 			id = 0
 		}
@@ -116,10 +120,19 @@ func (s *scriptReader) frame() []byte {
 	if flags&FlagBegin != 0 {
 		head = append(head, s.byte(), s.byte()%33, 0, 0)
 	}
+	if typ == FrameCredit && id != 0 {
+		payload = append(payload[:len(payload):len(payload)], 0, 0, 0, 0)[:4]
+	}
 	if flags&FlagDeadline != 0 {
 		head = append(head, 0, 0, 0, s.byte(), s.byte(), 0, 0, 0)
 	}
-	if code == 0 && (typ == FrameCall || typ == FrameNotify) {
+	if flags&FlagMeta != 0 {
+		head = append(head, metaField("k", "v")...)
+	}
+	if typ == FrameOpen {
+		payload = nil
+	}
+	if code == 0 && (typ == FrameOpen && flags&FlagBack == 0 || typ == FrameCall || typ == FrameNotify) {
 		head = append(head, "\x04echo"...)
 	}
 	return frame(typ, flags, code, id, head, payload)
@@ -144,6 +157,36 @@ func fuzzMux() *Mux {
 		return append(reply, b...), err
 	}))
 	m.Handle("panic", HandlerFunc(func(r *Request, reply []byte) ([]byte, error) { panic("as asked") }))
+	m.HandleStream("stream", func(s *Stream) error { // 6
+		for {
+			b, err := s.Recv()
+			if err == nil {
+				err = s.Send(b)
+			}
+			if err != nil {
+				return err
+			}
+		}
+	})
+	m.HandleStream("unread", func(s *Stream) error { // 7
+		ctx, cancel := context.WithTimeout(s.Context(), 3*time.Millisecond)
+		defer cancel()
+		for s.send(ctx, make([]byte, 5000)) == nil {
+		}
+		return nil
+	})
+	m.HandleStream("back stream", func(s *Stream) error { // 8
+		ctx, cancel := context.WithTimeout(s.Context(), 5*time.Millisecond)
+		defer cancel()
+		out, err := s.Info().Conn.OpenStream(ctx, "theirs")
+		if err != nil {
+			return err
+		}
+		go out.Send(make([]byte, 9000))
+		_, err = out.Recv()
+		return err
+	})
+	m.HandleStream("stream panic", func(s *Stream) error { panic("as asked") }) // 9
 	return m
 }
 
@@ -160,7 +203,7 @@ func FuzzConnScript(f *testing.F) {
 		if unix {
 			network = "unix"
 		}
-		s := &Server{Mux: fuzzMux(), Config: &Config{CloseTimeout: 50 * time.Millisecond, Limits: adversaryLimits}}
+		s := &Server{Mux: fuzzMux(), Config: &Config{CloseTimeout: 50 * time.Millisecond, Limits: streamLimits(nil).Limits}}
 		defer s.Close()
 		join := func() (net.Conn, <-chan error) {
 			dialled, accepted := socketPair(t, network)
@@ -171,7 +214,7 @@ func FuzzConnScript(f *testing.F) {
 		}
 		nc, served := join()
 		go io.Copy(io.Discard, nc)
-		wire := helloBytes(adversaryHello())
+		wire := helloBytes(withMetadata(streamHello()))
 		for r := (scriptReader{script}); len(r.b) > 0; {
 			wire = append(wire, r.frame()...)
 		}

@@ -363,7 +363,7 @@ func (rd *reader) ending(h *FrameHeader, b []byte) error {
 		}
 		return fmt.Errorf("plugwire: %v in slot %d, where nothing was asked", h.Type, h.ID)
 	}
-	if e.state.Load() == callStream {
+	if e.state.Load() >= callStream {
 		return fmt.Errorf("plugwire: %v in slot %d, which is a stream", h.Type, h.ID)
 	}
 	if h.Flags&FlagBack == 0 {

@@ -34,6 +34,7 @@ type Stream struct {
 	ready   bool       // nothing but credit stands against a message
 	sending bool       // a message of several frames is being sent
 	closed  bool       // CLOSE was sent
+	gaveUp  bool       // RESET was sent
 	over    bool       // the slot is not this stream's any more
 	freed   bool       // LAST has arrived, or the connection has ended
 	err     error      // why nothing more can be sent
@@ -50,7 +51,7 @@ type Stream struct {
 	handler func(*Stream) error // the acceptor's
 	refusal *Error              // or why there is none
 
-	stopWatch func() bool // ends the watch over the opener's context
+	stopWatch func() bool // ends the watch over the opener's context, or the handler's deadline
 }
 
 // OpenStream opens a stream to a method of the other side that was registered
@@ -87,8 +88,8 @@ func (c *Conn) OpenStream(ctx context.Context, method string) (*Stream, error) {
 	s.id, s.slot = c.takeSlot()
 	e := s.slot
 	e.stream.Store(s)
-	e.cost, e.whole, e.cancel = m.cost(), true, false
-	e.state.Store(callStream)
+	e.cost, e.end, e.whole, e.cancel = m.cost(), 0, true, false
+	e.state.Store(callUnopened)
 	c.reserved += e.cost
 	if ctx.Done() != nil {
 		s.stopWatch = context.AfterFunc(ctx, func() {
@@ -132,7 +133,7 @@ func (s *Stream) send(ctx context.Context, msg []byte) error {
 	c := s.conn
 	cost := len(msg) + messageCost
 	c.out.Lock()
-	if s.ready && cost <= s.left && len(msg) <= c.limits.frame { // as is usual
+	if s.ready && cost <= s.left && len(msg) <= min(c.limits.frame, c.limits.message) { // as is usual
 		if b := c.out.Extend(frameHeaderLen + len(msg)); b != nil {
 			s.left -= cost
 			putHeader(b, FrameData, s.back, 0, s.id, len(msg))
@@ -174,7 +175,7 @@ func (s *Stream) sendSlow(ctx context.Context, msg []byte) error {
 		if !free() || !waited && !s.gate.Empty() {
 			waited = true
 			s.ready = false // until nobody waits
-			if err := c.waitFor(ctx, &s.gate, func() bool { return free() || s.err != nil }); err != nil {
+			if err := c.waitFor(ctx, &s.gate, func() bool { return free() || s.err != nil || s.closed }); err != nil {
 				return s.wrap(err)
 			}
 			continue
@@ -214,8 +215,8 @@ func (s *Stream) sendLong(ctx context.Context, m *message) error {
 		switch {
 		case !begun:
 			s.left += len(m.payload) + messageCost
-		case c.life.ended:
-		case s.freed || s.err == nil: // the slot is free only behind it; after RESET nothing may follow
+		case c.life.ended, s.gaveUp: // after RESET nothing may follow
+		default: // LAST may only follow behind it, and the slot be free
 			c.out.Put(appendFrameHeader(c.out.Buffer(), FrameHeader{Type: FrameAbort, Flags: s.back, ID: s.id}))
 			c.out.Kick()
 		}
@@ -230,10 +231,14 @@ func (s *Stream) sendLong(ctx context.Context, m *message) error {
 	return s.wrap(err)
 }
 
-// wrap gives an error of waiting or writing the stream's name.
+// wrap gives an error of waiting or writing the stream's name; why the stream has
+// ended says more. Called under out's lock.
 func (s *Stream) wrap(err error) error {
-	if err == nil || err == io.EOF {
+	switch {
+	case err == nil || err == io.EOF:
 		return err
+	case s.err != nil:
+		return s.err
 	}
 	var e *Error
 	if errors.As(err, &e) && e.Op == "stream" {
@@ -283,6 +288,10 @@ func (s *Stream) begin(ctx context.Context, always bool) error {
 		if ok && !s.over {
 			c.out.Put(m.append(c.out.Buffer(), 0))
 			s.opened, s.spoke, s.header = true, true, nil
+			if s.back == 0 {
+				s.slot.state.Store(callStream)
+				s.slot.end = c.out.Position()
+			}
 		}
 	}
 	return s.err
@@ -309,7 +318,7 @@ func (s *Stream) closeSend(ctx context.Context) error {
 		if !s.sending {
 			break
 		}
-		if err := c.waitFor(ctx, &s.gate, func() bool { return !s.sending || s.err != nil }); err != nil {
+		if err := c.waitFor(ctx, &s.gate, func() bool { return !s.sending || s.err != nil }); err != nil && s.err == nil {
 			return s.wrap(err)
 		}
 	}
@@ -344,6 +353,7 @@ func (s *Stream) giveUp(code Code, why *Error) {
 	c.out.Lock()
 	if s.err == nil && !s.over {
 		if s.opened {
+			s.gaveUp = true
 			c.out.Put(appendFrameHeader(c.out.Buffer(), FrameHeader{Type: FrameReset, Flags: s.back, Code: uint16(code), ID: s.id}))
 			s.endLocked(why, true, false)
 		} else {
@@ -361,11 +371,12 @@ func (s *Stream) giveUp(code Code, why *Error) {
 func (s *Stream) endLocked(err error, cut, free bool) {
 	if s.err == nil {
 		s.err, s.ready = err, false
-		if s.back != 0 {
-			s.ctx.(*requestContext).cancel(context.Canceled)
+		if ctx, ok := s.ctx.(*requestContext); ok && s.back != 0 { // not of a refused stream
+			ctx.cancel(context.Canceled)
 		}
 	}
 	s.in.end(err, cut)
+	s.tellLocked() // of what was dropped
 	s.conn.out.OpenAll(&s.gate)
 	if free && !s.freed {
 		s.freed = true
@@ -437,7 +448,10 @@ func (s *Stream) SetHeader(md Metadata) error {
 			c.reserved += more
 			return nil
 		}
-		if err := c.waitFor(s.ctx, &c.admit, func() bool { return s.err != nil || c.reserved+more <= c.limits.requestBytes }); err != nil {
+		free := func() bool {
+			return s.err != nil || s.opened || c.reserved+more <= c.limits.requestBytes || c.reserved == s.slot.cost
+		}
+		if err := c.waitFor(s.ctx, &c.admit, free); err != nil {
 			return s.wrap(err)
 		}
 	}

@@ -126,7 +126,7 @@ func (c *streamConn) Close() error {
 	if c.s.closeSend(ctx) != nil {
 		return c.s.Close() // the other side takes nothing, or it is over
 	}
-	c.s.in.hangUp()
+	c.s.hangUp()
 	return nil
 }
 

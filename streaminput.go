@@ -17,6 +17,7 @@ type streamInput struct {
 	mu      sync.Mutex
 	queue   []segment     // frames of DATA, and ABORT
 	spare   []byte        // for the next small segment
+	tail    int           // 1 + where in the last segment its last frame begins, if MORE of that follow; else 0
 	waiting bool          // Recv sleeps
 	ready   chan struct{} // and is woken by a token
 	err     error         // what Recv returns behind the queue
@@ -31,11 +32,12 @@ type streamInput struct {
 	handled atomic.Uint64 // cost of the messages that were received or dropped
 
 	// Of the holder of the reading role.
-	got    uint64 // cost of the messages that have begun to arrive
-	total  int    // of the message that arrives in several frames, else 0
-	have   int    // of it
-	closed bool   // CLOSE has arrived
-	reset  bool   // RESET has arrived
+	got    atomic.Uint64 // cost of the messages that have begun to arrive; others may look
+	total  int           // of the message that arrives in several frames, else 0
+	have   int           // of it
+	headed bool          // OPEN with BACK has arrived
+	closed bool          // CLOSE has arrived
+	reset  bool          // RESET has arrived
 
 	// recvMu is held by the one who receives.
 	recvMu  sync.Mutex
@@ -75,59 +77,91 @@ func (in *streamInput) end(err error, cut bool) {
 	if cut {
 		in.cutOff.Store(true)
 		in.drop, in.queue = true, nil
+		in.handled.Store(in.got.Load())
 	}
 	in.start()
 	in.wake()
 }
 
 // hangUp has what follows dropped, and the stream reset for it.
-func (in *streamInput) hangUp() {
-	in.end(net.ErrClosed, true)
+func (s *Stream) hangUp() {
+	in := &s.in
 	in.mu.Lock()
 	in.hungUp = true
 	in.mu.Unlock()
+	in.end(net.ErrClosed, true)
+	s.tell() // who waits for the window would never send one
+	s.conn.out.Flush()
 }
 
 // put adds frames and wakes Recv; dropped says that nobody will receive them.
-// owner is the buffer that they fill and that is given away with them, or nil.
-func (in *streamInput) put(frames []byte, owner *readBuffer) (dropped, hungUp bool) {
+// owner is the buffer that they fill and that is given away with them, or nil;
+// joins says that it is one frame, which continues a message.
+func (in *streamInput) put(frames []byte, owner *readBuffer, joins bool) (dropped, hungUp bool) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if !in.begun {
 		in.start()
 	}
 	if in.drop {
-		in.handled.Store(in.got)
+		in.handled.Store(in.got.Load())
 		if owner != nil {
 			readBuffers.Put(owner)
 		}
 		return true, in.hungUp
 	}
-	in.add(frames, owner)
+	in.add(frames, owner, joins)
 	in.wake()
 	return false, false
 }
 
 // add puts frames at the end of the queue. Called with mu held.
-func (in *streamInput) add(frames []byte, owner *readBuffer) {
+func (in *streamInput) add(frames []byte, owner *readBuffer, joins bool) {
+	more := frames[5]&byte(FlagMore) != 0
 	if owner != nil {
-		in.queue = append(in.queue, segment{frames, owner, true})
+		in.queue, in.tail = append(in.queue, segment{frames, owner, true}), 0
 		return
 	}
-	if n := len(in.queue); n > 0 {
-		if last := &in.queue[n-1]; !last.full && cap(last.b)-len(last.b) >= len(frames) {
-			last.b = append(last.b, frames...)
-			return
+	var last *segment
+	if n := len(in.queue); n > 0 && !in.queue[n-1].full {
+		last = &in.queue[n-1]
+	}
+	if joins && in.tail > 0 && last != nil && in.extend(last, frames[frameHeaderLen:]) {
+		b := last.b[in.tail-1:] // a part of the frame before: fragments may be tiny
+		binary.LittleEndian.PutUint32(b, uint32(len(b)-frameHeaderLen))
+		b[5] = b[5]&^byte(FlagMore) | frames[5]&byte(FlagMore)
+		if !more {
+			in.tail = 0
 		}
+		return
+	}
+	at := 0
+	if last != nil {
+		at = len(last.b)
 	}
 	switch {
-	case len(in.queue) == 0 && len(frames) <= streamKeep:
+	case last != nil && in.extend(last, frames):
+	case len(frames) <= streamKeep:
+		at = 0
 		in.queue = append(in.queue, segment{b: append(in.spare[:0], frames...)})
 		in.spare = nil
 	default:
+		at = 0
 		owner = readBuffers.Get().(*readBuffer)
 		in.queue = append(in.queue, segment{b: append(owner[:0], frames...), owner: owner})
 	}
+	if in.tail = 0; more {
+		in.tail = at + 1
+	}
+}
+
+// extend appends to a segment if that keeps it in proportion to what it holds.
+func (in *streamInput) extend(g *segment, b []byte) bool {
+	if cap(g.b)-len(g.b) < len(b) && (g.owner != nil || len(g.b)+len(b) > maxFrame) {
+		return false
+	}
+	g.b = append(g.b, b...)
+	return true
 }
 
 // streamKeep is the largest buffer that a stream keeps while nothing arrives.
@@ -188,9 +222,6 @@ func (s *Stream) recv(dst []byte, stop <-chan struct{}) ([]byte, error) {
 			if flags&FlagBegin != 0 {
 				in.partLen = int(f.u32())
 			}
-			if flags&FlagMeta != 0 {
-				f.take(f.u16())
-			}
 			in.part = appendGrown(in.part, f.b, in.partLen-len(in.part)-len(f.b))
 			if flags&FlagMore != 0 {
 				continue
@@ -225,9 +256,10 @@ func (s *Stream) refill(stop <-chan struct{}) error {
 			fallthrough
 		case in.err != nil && len(in.queue) == 0:
 			defer in.mu.Unlock()
+			in.cur, in.at, in.pos = nil, 0, 0
 			return in.err
 		case len(in.queue) > 0:
-			in.cur, in.queue, in.at, in.pos = in.queue, in.cur[:0], 0, 0
+			in.cur, in.queue, in.at, in.pos, in.tail = in.queue, in.cur[:0], 0, 0, 0
 			in.mu.Unlock()
 			return nil
 		}
@@ -284,11 +316,16 @@ func (s *Stream) credit() {
 
 // tell has the other side told of handled messages when they are a quarter of the window.
 func (s *Stream) tell() {
+	s.conn.out.Lock()
+	defer s.conn.out.Unlock()
+	s.tellLocked()
+}
+
+// tellLocked is tell under out's lock.
+func (s *Stream) tellLocked() {
 	c := s.conn
-	c.out.Lock()
-	defer c.out.Unlock()
 	n := s.in.handled.Load() - s.told
-	if s.over || n < uint64(c.cfg.Limits.StreamWindow)/4 {
+	if s.over || s.freed || c.life.ended || n < uint64(c.cfg.Limits.StreamWindow)/4 {
 		return
 	}
 	s.told += n

@@ -19,8 +19,15 @@ const featureStreams = "streams"
 // RESET, or a CREDIT or ABORT that names a slot of one.
 func (rd *reader) streamFrame(h *FrameHeader, b []byte) error {
 	c := rd.c
-	if !c.streams {
+	switch {
+	case !c.streams:
 		return fmt.Errorf("plugwire: %v, a feature that was not agreed on", h.Type)
+	case h.Flags&(FlagLast|FlagBack) == FlagLast:
+		return fmt.Errorf("plugwire: %v with LAST from the opener of slot %d", h.Type, h.ID)
+	case h.Flags&(FlagLast|FlagNotRun) == FlagNotRun:
+		return fmt.Errorf("plugwire: %v with NOTRUN and without LAST in slot %d", h.Type, h.ID)
+	case h.Flags&FlagMeta != 0 && !c.metadata:
+		return errNoMetadata
 	}
 	if h.Type == FrameOpen && h.Flags&FlagBack == 0 {
 		return rd.open(h, b)
@@ -60,6 +67,9 @@ func (rd *reader) streamOf(h *FrameHeader) (*Stream, error) {
 	case in == nil:
 	case in.state.Load() == inStream:
 		s := in.stream.Load()
+		if s == nil {
+			return nil, nil // it ends just now
+		}
 		if s.in.reset && h.Type != FrameCredit {
 			return nil, fmt.Errorf("plugwire: %v in slot %d after RESET", h.Type, h.ID)
 		}
@@ -89,8 +99,6 @@ func (rd *reader) open(h *FrameHeader, b []byte) error {
 		return fmt.Errorf("plugwire: OPEN in slot %d, which is in use", h.ID)
 	case c.life.acked.Load():
 		return errors.New("plugwire: OPEN after GOAWAY ack")
-	case h.Flags&FlagMeta != 0 && !c.metadata:
-		return errNoMetadata
 	}
 	pre, _, err := parsePrefix(h, b, c.cfg.Limits.MaxMessage)
 	if err != nil {
@@ -131,6 +139,9 @@ func (rd *reader) open(h *FrameHeader, b []byte) error {
 		ctx := c.newContext(r)
 		s.ctx, s.info = ctx, ctx.info
 		s.handler = m.stream
+		if pre.hasLeft { // Recv does not watch the context
+			s.stopWatch = ctx.AfterFunc(s.expire)
+		}
 	}
 	if c.ended.Load() { // endCalls may have passed it by
 		c.out.Lock()
@@ -141,8 +152,20 @@ func (rd *reader) open(h *FrameHeader, b []byte) error {
 	return nil
 }
 
+// expire ends a stream for its handler when the deadline has passed.
+func (s *Stream) expire() {
+	s.conn.out.Lock()
+	defer s.conn.out.Unlock()
+	if s.err == nil && !s.over {
+		s.endLocked(streamError(context.DeadlineExceeded, s.info.Method, false), true, false)
+	}
+}
+
 // run is the worker's work on an accepted stream.
 func (s *Stream) run() {
+	if d, ok := s.ctx.Deadline(); ok && !time.Now().Before(d) {
+		s.refusal = &Error{Code: DeadlineExceeded, Message: "the deadline passed before it ran", notRun: true}
+	}
 	if s.refusal != nil {
 		s.finish(s.refusal)
 		return
@@ -181,6 +204,12 @@ func (s *Stream) finish(err error) {
 	if s.err == nil && s.header != nil {
 		s.begin(context.Background(), false)
 	}
+	if s.err == nil {
+		s.err, s.ready = &Error{Code: FailedPrecondition, Op: "stream", Addr: s.info.Method, Message: "the handler has returned"}, false
+		c.out.OpenAll(&s.gate)
+	}
+	for s.sending && c.waitFor(context.Background(), &s.gate, func() bool { return !s.sending }) == nil { // another goroutine's message is aborted
+	}
 	m.meta, m.metaLen = nil, 0
 	m.setMeta(s.trailer) // which SetTrailer has checked
 	if m.prefixLen()+len(m.payload) > c.limits.frame {
@@ -194,16 +223,18 @@ func (s *Stream) finish(err error) {
 	if !c.life.ended {
 		c.out.Put(m.append(c.out.Buffer(), len(m.payload)))
 	}
-	s.over, s.ready = true, false
-	if s.err == nil {
-		s.err = &Error{Code: FailedPrecondition, Op: "stream", Addr: s.info.Method, Message: "the handler has returned"}
-	}
+	s.over = true
 	s.in.end(s.err, true)
 	c.out.OpenAll(&s.gate)
+	if s.stopWatch != nil {
+		s.stopWatch()
+	}
 	if ctx, ok := s.ctx.(*requestContext); ok {
 		ctx.cancel(context.Canceled)
 	}
 	in.ctx.Store(nil)
+	in.stream.Store(nil) // what was not received is not to stay
+
 	in.crossing = int64(c.cfg.Limits.StreamWindow) + int64(c.cfg.Limits.MaxMessage) // before the slot is idle
 	c.expecting.Add(-1)
 	c.endServing(in)
@@ -221,6 +252,9 @@ func (c *Conn) lastFrame(kind FrameType, id uint32, err error) message {
 	if kind == FrameClose {
 		m.flags &^= FlagNotRun // the handler ran
 	}
+	if m.code == uint16(OK) {
+		m.code = uint16(Unknown) // the opener would take it for success
+	}
 	m.kind = kind
 	m.flags |= FlagLast
 	return m
@@ -228,9 +262,6 @@ func (c *Conn) lastFrame(kind FrameType, id uint32, err error) message {
 
 // headerArrived takes in the acceptor's header.
 func (s *Stream) headerArrived(h *FrameHeader, b []byte) error {
-	if h.Flags&FlagMeta != 0 && !s.conn.metadata {
-		return errNoMetadata
-	}
 	f := fieldReader{b: b}
 	var md Metadata
 	if h.Flags&FlagMeta != 0 {
@@ -247,10 +278,10 @@ func (s *Stream) headerArrived(h *FrameHeader, b []byte) error {
 	}
 	s.in.mu.Lock()
 	defer s.in.mu.Unlock()
-	if s.in.begun && s.in.err == nil {
+	if s.in.headed || s.in.got.Load() > 0 {
 		return errors.New("plugwire: OPEN with BACK after the stream has begun")
 	}
-	s.in.header = md
+	s.in.headed, s.in.header = true, md
 	s.in.start()
 	return nil
 }
@@ -264,9 +295,17 @@ func (rd *reader) data(s *Stream, h *FrameHeader, b []byte) error {
 		return fmt.Errorf("plugwire: DATA in slot %d after CLOSE or RESET", s.id)
 	}
 	at := rd.r - frameHeaderLen - len(b) // the frame's own place
-	if h.Flags&^FlagBack != 0 || in.total > 0 {
-		if err := s.part(h, b); err != nil {
+	joins := in.total > 0
+	if h.Flags&^FlagBack != 0 || joins {
+		b, err := s.part(h, b)
+		if err != nil {
 			return err
+		}
+		if h.Flags&FlagMeta != 0 { // has no use, and is not counted
+			h := *h
+			h.Flags &^= FlagMeta
+			s.arrived(withoutMeta(&h, in.total, b), nil, false)
+			return nil
 		}
 	} else {
 		left := s.window()
@@ -291,16 +330,26 @@ func (rd *reader) data(s *Stream, h *FrameHeader, b []byte) error {
 			end += frameHeaderLen + n
 			rd.r = end
 		}
-		in.got += uint64(cost)
+		in.got.Add(uint64(cost))
 	}
 	frames := rd.buf[at:rd.r]
-	s.arrived(frames, rd.give(len(frames)))
+	s.arrived(frames, rd.give(len(frames)), joins)
 	return nil
+}
+
+// withoutMeta lays out the first frame of a message again.
+func withoutMeta(h *FrameHeader, total int, payload []byte) []byte {
+	var lead []byte
+	if h.Flags&FlagBegin != 0 {
+		lead = binary.LittleEndian.AppendUint32(nil, uint32(total))
+	}
+	h.Length = uint32(len(lead) + len(payload))
+	return append(append(appendFrameHeader(nil, *h), lead...), payload...)
 }
 
 // window returns the cost that the other side may still send.
 func (s *Stream) window() int {
-	return s.conn.cfg.Limits.StreamWindow - int(s.in.got-s.in.handled.Load())
+	return s.conn.cfg.Limits.StreamWindow - int(s.in.got.Load()-s.in.handled.Load())
 }
 
 // fits reports whether a message may begin with that much left.
@@ -311,46 +360,44 @@ func (s *Stream) fits(left, cost int) bool {
 
 func (s *Stream) overrun() error {
 	return fmt.Errorf("plugwire: messages of %d bytes not yet received in slot %d, StreamWindow is %d",
-		s.in.got-s.in.handled.Load(), s.id, s.conn.cfg.Limits.StreamWindow)
+		s.in.got.Load()-s.in.handled.Load(), s.id, s.conn.cfg.Limits.StreamWindow)
 }
 
-// part checks a frame of a message of several, or one with metadata.
-func (s *Stream) part(h *FrameHeader, b []byte) error {
+// part checks a frame of a message of several, or one with metadata, and
+// returns its payload proper.
+func (s *Stream) part(h *FrameHeader, b []byte) ([]byte, error) {
 	c, in := s.conn, &s.in
 	if in.total > 0 {
 		more := h.Flags&FlagMore != 0
 		switch {
 		case h.Flags&(FlagBegin|FlagMeta) != 0:
-			return errBeginTwice
+			return nil, errBeginTwice
 		case len(b) == 0:
-			return errEmptyPart
+			return nil, errEmptyPart
 		}
 		in.have += len(b)
 		if in.have > in.total || more == (in.have == in.total) {
-			return fmt.Errorf("plugwire: fragments of DATA do not add up to the announced %d bytes", in.total)
+			return nil, fmt.Errorf("plugwire: fragments of DATA do not add up to the announced %d bytes", in.total)
 		}
 		if !more {
 			in.total, in.have = 0, 0
 		}
-		return nil
+		return b, nil
 	}
 	if h.Flags&(FlagBegin|FlagMore) == FlagMore {
-		return errNoBegin
-	}
-	if h.Flags&FlagMeta != 0 && !c.metadata {
-		return errNoMetadata
+		return nil, errNoBegin
 	}
 	pre, payload, err := parsePrefix(h, b, c.cfg.Limits.MaxMessage)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	cost := max(pre.total, len(payload)) + messageCost
 	if !s.fits(s.window(), cost) {
-		return s.overrun()
+		return nil, s.overrun()
 	}
-	in.got += uint64(cost)
+	in.got.Add(uint64(cost))
 	in.total, in.have = pre.total, len(payload)
-	return nil
+	return payload, nil
 }
 
 // streamEnd takes in CLOSE and RESET, in either direction.
@@ -360,9 +407,6 @@ func (rd *reader) streamEnd(s *Stream, h *FrameHeader, b []byte) error {
 	f := fieldReader{b: b}
 	var trailer Metadata
 	if h.Flags&FlagMeta != 0 {
-		if !c.metadata {
-			return errNoMetadata
-		}
 		var err error
 		if trailer, err = f.metaField(); err != nil {
 			return err
@@ -380,10 +424,6 @@ func (rd *reader) streamEnd(s *Stream, h *FrameHeader, b []byte) error {
 		}
 	}
 	switch {
-	case h.Flags&FlagNotRun != 0 && !last:
-		return fmt.Errorf("plugwire: RESET with NOTRUN and without LAST in slot %d", s.id)
-	case last && s.back != 0:
-		return fmt.Errorf("plugwire: %v with LAST from the opener of slot %d", h.Type, s.id)
 	case in.reset && !last, in.closed && !last && h.Type == FrameClose:
 		return fmt.Errorf("plugwire: %v in slot %d after %s", h.Type, s.id, map[bool]string{true: "RESET", false: "CLOSE"}[in.reset])
 	case h.Type == FrameClose && in.total > 0:
@@ -440,13 +480,13 @@ func (s *Stream) aborted() error {
 		return fmt.Errorf("plugwire: ABORT in slot %d, where no message was begun", s.id)
 	}
 	in.total, in.have = 0, 0
-	s.arrived(appendFrameHeader(nil, FrameHeader{Type: FrameAbort}), nil)
+	s.arrived(appendFrameHeader(nil, FrameHeader{Type: FrameAbort}), nil, false)
 	return nil
 }
 
 // arrived passes frames, and the buffer that they fill, on to who receives.
-func (s *Stream) arrived(frames []byte, owner *readBuffer) {
-	dropped, hungUp := s.in.put(frames, owner)
+func (s *Stream) arrived(frames []byte, owner *readBuffer, joins bool) {
+	dropped, hungUp := s.in.put(frames, owner, joins)
 	if dropped {
 		s.tell()
 	}

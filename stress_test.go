@@ -1,8 +1,11 @@
 package plugwire
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -131,9 +134,22 @@ func TestRandomMix(t *testing.T) {
 				}
 				return nil, ctx.Err()
 			})
+			m.HandleStream("flow", func(s *Stream) error {
+				for {
+					b, err := s.Recv()
+					if err == nil {
+						err = s.Send(b)
+					}
+					if err == io.EOF {
+						return nil
+					} else if err != nil {
+						return err
+					}
+				}
+			})
 			muxes[i] = m
 		}
-		limits := Limits{OneWayWindow: 200 << 10, MaxCalls: 50, MaxMessage: 1 << 20, MaxRequestBytes: 3 << 20}
+		limits := Limits{StreamWindow: 30 << 10, OneWayWindow: 200 << 10, MaxCalls: 50, MaxMessage: 1 << 20, MaxRequestBytes: 3 << 20}
 		x, y := pair(t, transport, &Config{Mux: muxes[0], Limits: limits}, &Config{Mux: muxes[1], Limits: limits})
 		until(t, "the tables", func() bool { return x.Methods() != nil && y.Methods() != nil })
 		end := time.Now().Add(600 * time.Millisecond)
@@ -153,7 +169,7 @@ func TestRandomMix(t *testing.T) {
 						size = rng.IntN(300 << 10)
 					}
 					var err error
-					switch rng.IntN(8) {
+					switch rng.IntN(9) {
 					case 0, 1, 2:
 						err = checkCall(ctx, c, size, rng.Uint64())
 					case 3:
@@ -174,6 +190,8 @@ func TestRandomMix(t *testing.T) {
 						} else {
 							_, err = c.Ping(ctx)
 						}
+					case 8:
+						err = flow(ctx, c, rng, size)
 					}
 					if err != nil && ctx.Err() == nil && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled) {
 						t.Errorf("with a context that has not ended: %v", err)
@@ -205,6 +223,40 @@ func TestRandomMix(t *testing.T) {
 			}
 		}
 	})
+}
+
+// flow uses a stream, and now and then gives it up.
+func flow(ctx context.Context, c *Conn, rng *rand.Rand, size int) error {
+	s, err := c.OpenStream(ctx, "flow")
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	for range rng.IntN(8) {
+		msg := sealed(rng.IntN(size+1), rng.Uint64())
+		if err := s.Send(msg); err != nil {
+			return err
+		}
+		if rng.IntN(20) == 0 {
+			return nil // with a message on its way
+		}
+		if got, err := s.Recv(); err != nil {
+			return err
+		} else if !bytes.Equal(got, msg) {
+			return errors.New("the stream has changed a message")
+		}
+	}
+	if rng.IntN(4) == 0 {
+		s.Reset(Aborted)
+		return nil
+	}
+	if err := s.CloseSend(); err != nil {
+		return err
+	}
+	if _, err := s.Recv(); err != io.EOF {
+		return fmt.Errorf("at the end: %w", err)
+	}
+	return nil
 }
 
 // TestFloodOfRefusedCallsIsBounded: a peer that reads nothing cannot make this
