@@ -400,7 +400,7 @@ func (s *Stream) Header() (Metadata, error) {
 	if s.back != 0 {
 		return s.info.Metadata, nil
 	}
-	if err := s.announce(false); err != nil && err != io.EOF {
+	if err := s.announce(s.ctx, false); err != nil && err != io.EOF {
 		return nil, err
 	}
 	return s.in.awaitHeader(s)
@@ -453,7 +453,7 @@ func (s *Stream) lateHeader() error {
 
 // SendHeader sends what SetHeader has set without waiting for the first
 // message, also when there is none. On the opener's side it opens the stream.
-func (s *Stream) SendHeader() error { return s.announce(true) }
+func (s *Stream) SendHeader() error { return s.announce(s.ctx, true) }
 
 // SetTrailer sets the metadata that goes with the end of the stream, on the
 // acceptor's side; a later one replaces it. On the opener's side it does nothing.
@@ -468,9 +468,9 @@ func (s *Stream) SetTrailer(md Metadata) error {
 }
 
 // announce sends what begin sends, at once.
-func (s *Stream) announce(always bool) error {
+func (s *Stream) announce(ctx context.Context, always bool) error {
 	s.conn.out.Lock()
-	err := s.begin(s.ctx, always)
+	err := s.begin(ctx, always)
 	s.conn.out.Unlock()
 	s.conn.out.Flush()
 	return err

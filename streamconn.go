@@ -32,6 +32,7 @@ type streamConn struct {
 	closed  atomic.Bool
 
 	readMu sync.Mutex
+	begun  bool   // the opener's stream has been announced
 	buf    []byte // a message that Read had no room for
 	rest   []byte // what of it is still to be read
 }
@@ -50,6 +51,11 @@ func (c *streamConn) Read(b []byte) (int, error) {
 			n := copy(b, c.rest)
 			c.rest = c.rest[n:]
 			return n, nil
+		case !c.begun && c.s.back == 0:
+			c.begun = c.s.announce(&deadlineContext{c.s.ctx, stop}, false) == nil
+			if isClosed(stop) {
+				continue // to say why
+			}
 		}
 		c.s.in.recvMu.Lock()
 		msg, err := c.s.recv(b[:0:len(b)], stop)

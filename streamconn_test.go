@@ -128,3 +128,30 @@ func TestStreamConnCloseWakes(t *testing.T) {
 		}
 	})
 }
+
+// Deadlines hold also while the other side takes nothing off the connection.
+func TestStreamConnDeadlinesOfAStuckConnection(t *testing.T) {
+	c, _ := scripted(t, "pipe", &Config{Limits: Limits{StreamWindow: 64 << 20}, CloseTimeout: 10 * time.Millisecond})
+	watchdog(t)
+	first, second := openStream(t, c, "conn").NetConn(), openStream(t, c, "conn").NetConn()
+	first.SetDeadline(time.Now().Add(20 * time.Millisecond))
+	if n, err := first.Write(make([]byte, 1<<20)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("Write: %d, %v", n, err)
+	}
+	for err := error(nil); err == nil; _, err = first.Write(make([]byte, 1)) { // to the last byte
+		first.SetDeadline(time.Now().Add(20 * time.Millisecond))
+	}
+	second.SetDeadline(time.Now().Add(20 * time.Millisecond))
+	if _, err := second.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("Read: %v", err)
+	}
+	second.SetDeadline(time.Time{})
+	read := make(chan error)
+	go func() { _, err := second.Read(make([]byte, 1)); read <- err }()
+	time.Sleep(5 * time.Millisecond) // or it finds it closed
+	second.Close()
+	if err := receive(t, "the end of Read", read); !errors.Is(err, net.ErrClosed) {
+		t.Error(err)
+	}
+	first.Close()
+}
