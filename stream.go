@@ -114,7 +114,7 @@ func streamError(err error, method string, notRun bool) *Error {
 
 // Context returns the opener's own context, or on the other side the handler's:
 // it ends when the opener resets the stream, when the deadline passes, when the
-// connection ends and when the handler returns.
+// connection ends, when a NetConn of it is closed and when the handler returns.
 func (s *Stream) Context() context.Context { return s.ctx }
 
 // Info describes the stream: the method, the other side, and on the acceptor's

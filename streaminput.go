@@ -65,27 +65,33 @@ func (in *streamInput) start() {
 	}
 }
 
-// end makes err what Recv returns behind what has arrived, or with cut at once.
-func (in *streamInput) end(err error, cut bool) {
+// end makes err what Recv returns behind what has arrived, or with cut at once,
+// and reports whether it had anything in the queue dropped.
+func (in *streamInput) end(err error, cut bool) (dropped bool) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if in.err == nil {
 		in.err = err
 	}
 	if cut {
+		dropped = len(in.queue) > 0
 		in.cutOff.Store(true)
 		in.drop, in.queue = true, nil
 	}
 	in.start()
 	in.wake()
+	return dropped
 }
 
-// hangUp has what follows dropped, and the stream reset for it.
-func (in *streamInput) hangUp() {
-	in.end(net.ErrClosed, true)
+// hangUp has what follows dropped, and the stream reset for it. unread says that
+// something was there already, for which the other side gets no credit: it may
+// wait for that for good. Called with recvMu held.
+func (in *streamInput) hangUp() (unread bool) {
 	in.mu.Lock()
 	in.hungUp = true
 	in.mu.Unlock()
+	unread = in.at < len(in.cur)-1 || in.at == len(in.cur)-1 && in.pos < len(in.cur[in.at].b)
+	return in.end(net.ErrClosed, true) || unread
 }
 
 // put adds frames and wakes Recv; dropped says that nobody will receive them.
