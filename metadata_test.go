@@ -1,6 +1,7 @@
 package plugwire
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -40,7 +41,7 @@ func TestMetadataTravels(t *testing.T) {
 		x, _ := pair(t, transport, nil, serves(metaMux()))
 		for _, size := range []int{0, 10, 100 << 10} { // the last in several frames, both ways
 			for _, fails := range []string{"", "!"} {
-				req := append([]byte(fails), make([]byte, size)...)
+				req := append([]byte(fails), fill(size, 4)...)
 				call := &Call{Method: "swap", Request: req, Metadata: Metadata{"a": "b", "empty": "e", "trace-id": strings.Repeat("x", 200)}}
 				for range 2 {
 					call.Reply = call.Reply[:0]
@@ -51,6 +52,9 @@ func TestMetadataTravels(t *testing.T) {
 					want := Metadata{"b": "a", "e": "empty", strings.Repeat("x", 200): "trace-id"}
 					if !maps.Equal(call.ReplyMetadata, want) {
 						t.Errorf("%d bytes %q: got %v", size, fails, call.ReplyMetadata)
+					}
+					if fails == "" && !bytes.Equal(call.Reply, req) {
+						t.Errorf("%d bytes: the reply of %d beside metadata is not what was sent", size, len(call.Reply))
 					}
 				}
 				call.Metadata = nil

@@ -1,6 +1,7 @@
 package plugwire
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -308,6 +309,9 @@ func (rd *reader) respond(in *inCall, out []byte, err error) {
 		appendHeader(rd.out, FrameReply, FlagBack, 0, in.id, len(out))
 		rd.out = rd.out[:at+len(out)]
 	} else {
+		if reply != nil {
+			out = bytes.Clone(out) // it may lie where the metadata goes
+		}
 		m := c.endingOf(in.id, out, err, reply)
 		rd.out = m.append(rd.out, len(m.payload))
 	}

@@ -115,7 +115,7 @@ func streamError(err error, method string, notRun bool) *Error {
 
 // Context returns the opener's own context, or on the other side the handler's:
 // it ends when the opener resets the stream, when the deadline passes, when the
-// connection ends and when the handler returns.
+// connection ends, when a NetConn of it is closed and when the handler returns.
 func (s *Stream) Context() context.Context { return s.ctx }
 
 // Info describes the stream: the method, the other side, and on the acceptor's
@@ -411,7 +411,7 @@ func (s *Stream) Header() (Metadata, error) {
 	if s.back != 0 {
 		return s.info.Metadata, nil
 	}
-	if err := s.announce(false); err != nil && err != io.EOF {
+	if err := s.announce(s.ctx, false); err != nil && err != io.EOF {
 		return nil, err
 	}
 	return s.in.awaitHeader(s)
@@ -467,7 +467,7 @@ func (s *Stream) lateHeader() error {
 
 // SendHeader sends what SetHeader has set without waiting for the first
 // message, also when there is none. On the opener's side it opens the stream.
-func (s *Stream) SendHeader() error { return s.announce(true) }
+func (s *Stream) SendHeader() error { return s.announce(s.ctx, true) }
 
 // SetTrailer sets the metadata that goes with the end of the stream, on the
 // acceptor's side; a later one replaces it. On the opener's side it does nothing.
@@ -482,9 +482,9 @@ func (s *Stream) SetTrailer(md Metadata) error {
 }
 
 // announce sends what begin sends, at once.
-func (s *Stream) announce(always bool) error {
+func (s *Stream) announce(ctx context.Context, always bool) error {
 	s.conn.out.Lock()
-	err := s.begin(s.ctx, always)
+	err := s.begin(ctx, always)
 	s.conn.out.Unlock()
 	s.conn.out.Flush()
 	return err

@@ -13,11 +13,17 @@ import (
 // NetConn returns the stream as a net.Conn, over which any byte protocol can be
 // tunnelled: what is written goes out in messages of up to 32 KiB, and reading
 // takes no notice of where messages begin. The connection also has CloseWrite.
-// Close sends what was written and says that no more follows, as a TCP connection does,
-// and what the other side sends after that resets the stream. On the acceptor's
-// side the handler must not return before the connection is done with.
+// Close sends what was written and says that no more follows, as a TCP connection
+// does; what the other side sends after that, or has sent and nobody read, resets
+// the stream.
 //
-// Call it once, and then no longer Send, Recv or CloseSend.
+// On the acceptor's side the handler must not return before the connection is
+// done with. Close ends the stream's Context, so a handler that has handed the
+// connection on waits for that. On the opener's side the stream ends with the
+// context that it was opened with, and who dials for others often gets one that
+// ends with the dialling: take context.WithoutCancel of it.
+//
+// Call NetConn once, and then no longer Send, Recv or CloseSend.
 func (s *Stream) NetConn() net.Conn {
 	return &streamConn{s: s, readBy: makeDeadline(), writeBy: makeDeadline()}
 }
@@ -32,6 +38,7 @@ type streamConn struct {
 	closed  atomic.Bool
 
 	readMu sync.Mutex
+	begun  bool   // the opener's stream has been announced
 	buf    []byte // a message that Read had no room for
 	rest   []byte // what of it is still to be read
 }
@@ -50,6 +57,11 @@ func (c *streamConn) Read(b []byte) (int, error) {
 			n := copy(b, c.rest)
 			c.rest = c.rest[n:]
 			return n, nil
+		case !c.begun && c.s.back == 0:
+			c.begun = c.s.announce(&deadlineContext{c.s.ctx, stop}, false) == nil
+			if isClosed(stop) {
+				continue // to say why
+			}
 		}
 		c.s.in.recvMu.Lock()
 		msg, err := c.s.recv(b[:0:len(b)], stop)
@@ -121,6 +133,9 @@ func (c *streamConn) Close() error {
 	}
 	c.readBy.set(time.Unix(1, 0))
 	c.writeBy.set(time.Unix(1, 0))
+	if c.s.back != 0 {
+		defer c.s.ctx.(*requestContext).cancel(context.Canceled) // the handler may return
+	}
 	ctx, cancel := context.WithTimeout(c.s.ctx, c.s.conn.cfg.CloseTimeout)
 	defer cancel()
 	if c.s.closeSend(ctx) != nil {
@@ -148,6 +163,9 @@ func (c *streamConn) setDeadline(d *deadline, t time.Time) error {
 		return c.opError("set", net.ErrClosed)
 	}
 	d.set(t)
+	if c.closed.Load() { // meanwhile
+		d.set(time.Unix(1, 0))
+	}
 	return nil
 }
 

@@ -2,6 +2,7 @@ package plugwire
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -127,4 +128,117 @@ func TestStreamConnCloseWakes(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A handler that has handed its end on need only wait for the stream's context.
+func TestStreamConnCloseEndsTheHandlersContext(t *testing.T) {
+	overTransports(t, func(t *testing.T, transport string) {
+		conns := make(chan net.Conn)
+		m := NewMux()
+		m.HandleStream("conn", func(s *Stream) error {
+			conns <- s.NetConn()
+			<-s.Context().Done()
+			return nil
+		})
+		m.HandleFunc("open", func(ctx context.Context, _ []byte) ([]byte, error) {
+			info, _ := InfoFromContext(ctx)
+			s, err := info.Conn.OpenStream(ctx, "conn")
+			if err != nil {
+				return nil, err
+			}
+			s.NetConn().Close()
+			return nil, ctx.Err() // which is not the stream's to end
+		})
+		x, y := pair(t, transport, serves(m), serves(m))
+		s := openStream(t, x, "conn")
+		a := s.NetConn()
+		a.Write([]byte("x"))
+		b := receive(t, "the stream", conns)
+		want := fill(200000, 1)
+		if n, err := b.Write(want); n != len(want) || err != nil {
+			t.Error(n, err)
+		}
+		b.Close()
+		if got, err := io.ReadAll(a); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%d bytes of %d, %v", len(got), len(want), err)
+		}
+		go func() { (<-conns).Close() }()
+		if _, err := x.Call(background, "open", nil); err != nil {
+			t.Error(err)
+		}
+		accounts(t, x, y)
+	})
+}
+
+// Close with something unread ends a Write of the other side that waits for it
+// to be read.
+func TestStreamConnCloseUnread(t *testing.T) {
+	overTransports(t, func(t *testing.T, transport string) {
+		for _, name := range []string{"queued", "taken"} {
+			for _, swap := range []bool{false, true} {
+				a, b := connPair(t, transport, &Config{Limits: Limits{StreamWindow: 5000}})
+				if swap {
+					a, b = b, a
+				}
+				wrote := make(chan error, 1)
+				go func() {
+					var err error
+					for err == nil {
+						_, err = b.Write(make([]byte, 100))
+					}
+					wrote <- err
+				}()
+				if name == "taken" {
+					a.Read(make([]byte, 1))
+				}
+				time.Sleep(5 * time.Millisecond) // or it finds the stream ended
+				a.Close()
+				receive(t, name+": the end of Write", wrote)
+			}
+		}
+	})
+}
+
+// A deadline that is set while the connection is being closed does not outlive that.
+func TestStreamConnDeadlineWhileClosing(t *testing.T) {
+	a, _ := connPair(t, "pipe", nil)
+	c := a.(*streamConn).s.NetConn().(*streamConn) // another view, which is never closed in earnest
+	c.writeBy.mu.Lock()
+	set := make(chan error)
+	go func() { set <- c.SetWriteDeadline(time.Time{}) }()
+	time.Sleep(5 * time.Millisecond) // it has found the connection open, and waits for the lock
+	c.closed.Store(true)             // what Close does
+	close(c.writeBy.done)
+	c.writeBy.mu.Unlock()
+	<-set
+	if !isClosed(c.writeBy.wait()) {
+		t.Error("a Write that waits would not learn of Close")
+	}
+}
+
+// Deadlines hold also while the other side takes nothing off the connection.
+func TestStreamConnDeadlinesOfAStuckConnection(t *testing.T) {
+	c, _ := scripted(t, "pipe", &Config{Limits: Limits{StreamWindow: 64 << 20}, CloseTimeout: 10 * time.Millisecond})
+	watchdog(t)
+	first, second := openStream(t, c, "conn").NetConn(), openStream(t, c, "conn").NetConn()
+	first.SetDeadline(time.Now().Add(20 * time.Millisecond))
+	if n, err := first.Write(make([]byte, 1<<20)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("Write: %d, %v", n, err)
+	}
+	for err := error(nil); err == nil; _, err = first.Write(make([]byte, 1)) { // to the last byte
+		first.SetDeadline(time.Now().Add(20 * time.Millisecond))
+	}
+	second.SetDeadline(time.Now().Add(20 * time.Millisecond))
+	if _, err := second.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("Read: %v", err)
+	}
+	second.SetDeadline(time.Time{})
+	read := make(chan error)
+	go func() { _, err := second.Read(make([]byte, 1)); read <- err }()
+	time.Sleep(5 * time.Millisecond) // or it finds it closed
+	second.Close()
+	if err := receive(t, "the end of Read", read); !errors.Is(err, net.ErrClosed) {
+		t.Error(err)
+	}
+	first.Close()
 }

@@ -267,7 +267,7 @@ func (s *Stream) refill(stop <-chan struct{}) error {
 		in.mu.Unlock()
 		if s.back != 0 {
 			c.out.Flush()
-		} else if err := s.announce(false); err != nil { // perhaps it only receives
+		} else if err := s.announce(s.ctx, false); err != nil { // perhaps it only receives
 			if in.stopWaiting() {
 				continue // to what has arrived before the end
 			}
