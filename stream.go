@@ -399,6 +399,9 @@ func (s *Stream) Header() (Metadata, error) {
 		return s.info.Metadata, nil
 	}
 	if err := s.announce(false); err != nil && err != io.EOF {
+		if md := s.in.headerOf(); md != nil { // which arrived before the end
+			return md, nil
+		}
 		return nil, err
 	}
 	return s.in.awaitHeader(s)
