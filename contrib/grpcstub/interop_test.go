@@ -3,6 +3,9 @@ package grpcstub
 import (
 	"context"
 	"fmt"
+	"io"
+	"os"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -15,20 +18,29 @@ import (
 )
 
 // fatalLogger makes of grpclog's Fatal, by which grpc-go's interoperability cases
-// fail, the end of a test.
+// fail, the end of the test that runs.
 type fatalLogger struct {
 	grpclog.LoggerV2
-	t *testing.T
+	t atomic.Pointer[testing.T]
 }
 
-func (l fatalLogger) fatal(text string) {
-	l.t.Error(text)
-	l.t.FailNow()
+// logger is grpclog's, from before anything uses it.
+var logger = func() *fatalLogger {
+	l := &fatalLogger{LoggerV2: grpclog.NewLoggerV2(io.Discard, io.Discard, os.Stderr)}
+	grpclog.SetLoggerV2(l)
+	return l
+}()
+
+func (l *fatalLogger) fatal(text string) {
+	if t := l.t.Load(); t != nil {
+		t.Fatal(text)
+	}
+	panic(text)
 }
 
-func (l fatalLogger) Fatal(args ...any)                 { l.fatal(fmt.Sprint(args...)) }
-func (l fatalLogger) Fatalln(args ...any)               { l.fatal(fmt.Sprint(args...)) }
-func (l fatalLogger) Fatalf(format string, args ...any) { l.fatal(fmt.Sprintf(format, args...)) }
+func (l *fatalLogger) Fatal(args ...any)                 { l.fatal(fmt.Sprint(args...)) }
+func (l *fatalLogger) Fatalln(args ...any)               { l.fatal(fmt.Sprint(args...)) }
+func (l *fatalLogger) Fatalf(format string, args ...any) { l.fatal(fmt.Sprintf(format, args...)) }
 
 // The interoperability cases of grpc-go, as they are
 // (https://github.com/grpc/grpc/blob/master/doc/interop-test-descriptions.md).
@@ -58,8 +70,8 @@ func TestInteroperabilityCases(t *testing.T) {
 		}})
 		run := func(name string, f func(ctx context.Context)) {
 			t.Run(name, func(t *testing.T) {
-				defer grpclog.SetLoggerV2(grpclog.NewLoggerV2(discard{}, discard{}, discard{}))
-				grpclog.SetLoggerV2(fatalLogger{grpclog.NewLoggerV2(discard{}, discard{}, discard{}), t})
+				logger.t.Store(t)
+				defer logger.t.Store(nil)
 				ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 				defer cancel()
 				f(ctx)
@@ -80,7 +92,3 @@ func TestInteroperabilityCases(t *testing.T) {
 		})
 	})
 }
-
-type discard struct{}
-
-func (discard) Write(p []byte) (int, error) { return len(p), nil }

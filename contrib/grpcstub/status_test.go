@@ -199,3 +199,45 @@ func TestBrokenStreamIsNotAtItsEnd(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// Details that fit no frame are left out, and the rest of the status is not.
+func TestDetailsThatDoNotFit(t *testing.T) {
+	st, err := status.New(codes.NotFound, "the message").WithDetails(&errdetails.DebugInfo{Detail: strings.Repeat("x", 100<<10)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := (&service{
+		unary:  func(context.Context, *request) (*response, error) { return nil, st.Err() },
+		duplex: func(duplexServer) error { return st.Err() },
+	}).client(t, backends[0])
+	check := func(err error) {
+		t.Helper()
+		if got := status.Convert(err); got.Code() != codes.NotFound || !strings.HasPrefix(got.Message(), "the message") {
+			t.Errorf("got %v", err)
+		}
+	}
+	_, err = client.UnaryCall(within(t), &request{})
+	check(err)
+	stream, err := client.FullDuplexCall(within(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = stream.Recv()
+	check(err)
+}
+
+func TestMethodsOfTheOtherKindAreUnimplemented(t *testing.T) {
+	client, _ := startStub(t, &setup{register: func(r grpc.ServiceRegistrar) {
+		testgrpc.RegisterTestServiceServer(r, &service{})
+	}})
+	if err := client.Invoke(within(t), testgrpc.TestService_FullDuplexCall_FullMethodName, &request{}, &response{}); status.Code(err) != codes.Unimplemented {
+		t.Errorf("a stream that is called: %v", err)
+	}
+	stream, err := client.NewStream(within(t), &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, testgrpc.TestService_UnaryCall_FullMethodName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.RecvMsg(&response{}); status.Code(err) != codes.Unimplemented {
+		t.Errorf("a call that is opened: %v", err)
+	}
+}
