@@ -97,9 +97,9 @@ var openerEndings = []ending{
 	{name: "total 2^32-1", send: replyBegin(math.MaxUint32, ""), closed: "message of 4294967295 bytes"},
 	{name: "BEGIN without MORE", send: frame(FrameReply, FlagBack|FlagBegin, 0, 1, uint32(8), "abc"), closed: "without MORE"},
 	{name: "BEGIN holds it all", send: replyBegin(3, "abc"), closed: "whole message"},
-	{name: "sum passes the total", send: cat(replyBegin(3, "ab"), replyPart(0, "cd")), closed: "add up"},
-	{name: "sum reaches the total with MORE", send: cat(replyBegin(3, "ab"), replyPart(FlagMore, "c")), closed: "add up"},
-	{name: "sum below the total", send: cat(replyBegin(4, "ab"), replyPart(0, "c")), closed: "add up"},
+	{name: "sum passes the total", send: cat(replyBegin(3, "ab"), replyPart(0, "cd")), closed: "fragments of REPLY"},
+	{name: "sum reaches the total with MORE", send: cat(replyBegin(3, "ab"), replyPart(FlagMore, "c")), closed: "fragments of REPLY"},
+	{name: "sum below the total", send: cat(replyBegin(4, "ab"), replyPart(0, "c")), closed: "fragments of REPLY"},
 	{name: "empty continuation", send: cat(replyBegin(4, "ab"), replyPart(FlagMore, "")), closed: "empty"},
 	{name: "empty final continuation", send: cat(replyBegin(4, "ab"), replyPart(0, "")), closed: "empty"},
 }

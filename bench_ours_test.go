@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/plugwire/plugwire/internal/batch"
 )
@@ -17,6 +18,10 @@ var (
 	oursCallersRow = row{name: "callers", service: "plugwire", connect: connectUnary, shape: manyWorkers}
 	oursDoAllRow   = row{name: "plugwire", service: "plugwire", connect: connectDoAll}
 	oursOneWayRow  = row{name: "plugwire", service: "plugwire", connect: connectOneWay}
+	oursStreamRow  = row{name: "plugwire", service: "plugwire", connect: connectStream}
+	oursAloneRow   = row{name: "alone", service: "plugwire", connect: connectUnary}
+	oursLargeRow   = row{name: "plugwire", service: "plugwire", connect: connectBeside("count", 64<<20)}
+	oursSlowRow    = row{name: "plugwire", service: "plugwire", connect: connectBeside("sleep", 0)}
 	oursConnectRow = row{name: "plugwire", service: "plugwire", connect: connectFirstCall}
 )
 
@@ -41,6 +46,21 @@ func serveOurs(network string) (string, func(), error) {
 	mux.Handle("tally", HandlerFunc(func(r *Request, reply []byte) ([]byte, error) {
 		return appendTally(reply, &t), nil
 	}))
+	mux.Handle("sleep", HandlerFunc(func(_ *Request, reply []byte) ([]byte, error) {
+		time.Sleep(50 * time.Millisecond)
+		return reply, nil
+	}))
+	var streamed tally // of one stream after the other
+	mux.HandleStream("sink", func(s *Stream) error {
+		var b []byte
+		for {
+			var err error
+			if b, err = s.AppendRecv(b[:0]); err != nil {
+				return s.Send(appendTally(nil, &streamed))
+			}
+			streamed.add(b)
+		}
+	})
 	addr := map[string]string{"unix": "unix:", "tcp": "tcp://127.0.0.1:0"}[network]
 	server := &Server{Mux: mux}
 	l, err := server.Listen(addr)
@@ -82,6 +102,49 @@ func echoCaller(conn *Conn, worker int, w workload) func() error {
 			return err
 		}
 		return checkStamp(call.Reply, w.size, seq)
+	}
+}
+
+// connectBeside is connectUnary beside one who calls another method, with that
+// many bytes, again and again while a turn lasts.
+func connectBeside(method string, size int) func(network, addr string, w workload) (*benchClient, error) {
+	return func(network, addr string, w workload) (*benchClient, error) {
+		conn, err := Dial(context.Background(), addr, nil)
+		if err != nil {
+			return nil, err
+		}
+		var stop, begun chan struct{}
+		ended := make(chan error, 1)
+		beside := func() {
+			request := make([]byte, size)
+			for n := 0; ; n++ {
+				if n == 4 { // the method is known by now
+					close(begun)
+				}
+				if _, err := conn.Call(context.Background(), method, request); err != nil {
+					ended <- err
+					return
+				}
+				select {
+				case <-stop:
+					ended <- nil
+					return
+				default:
+				}
+			}
+		}
+		return &benchClient{
+			worker: func(i int) func() error {
+				if i == 0 {
+					stop, begun = make(chan struct{}), make(chan struct{})
+					go beside()
+					<-begun
+				}
+				return echoCaller(conn, i, w)
+			},
+			settle: func() error { close(stop); return <-ended },
+			close:  conn.Close,
+		}, nil
 	}
 }
 
@@ -154,6 +217,44 @@ func connectOneWay(_, addr string, w workload) (*benchClient, error) {
 			return err
 		}
 		return checkTallies(sent, call.Reply)
+	}
+	return &benchClient{worker: worker, settle: settle, close: conn.Close}, nil
+}
+
+// connectStream is the client that sends messages on a stream, and in the end
+// asks how many were received.
+func connectStream(_, addr string, w workload) (*benchClient, error) {
+	conn, err := Dial(context.Background(), addr, nil)
+	if err != nil {
+		return nil, err
+	}
+	var s *Stream
+	sent := make([]tally, 1)
+	message := make([]byte, w.size)
+	seq := firstSeq(0)
+	worker := func(int) func() error {
+		s, err = conn.OpenStream(context.Background(), "sink")
+		return func() error {
+			for range w.batch {
+				seq++
+				stamp(message, seq)
+				sent[0].add(message)
+				if err := s.Send(message); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+	}
+	settle := func() error {
+		if err := s.CloseSend(); err != nil {
+			return err
+		}
+		answer, err := s.Recv()
+		if err != nil {
+			return err
+		}
+		return checkTallies(sent, answer)
 	}
 	return &benchClient{worker: worker, settle: settle, close: conn.Close}, nil
 }

@@ -48,7 +48,8 @@ writes; rawmux multiplexes many callers. The ratio is the median over turns of b
 of throughput (more is better) or of p50 (less is better). Latency is that of one
 call, of DoAll that of its whole batch. CPU and allocations are those of both
 processes together, for each message. Busy shares the client's process with CPU-bound
-goroutines, beside a connection whose callers do not yield before they write.
+goroutines, beside a connection whose callers do not yield before they write. Beside
+shares the connection with calls that take long; the ratio is to the p99 of callers alone.
 
 `)
 }

@@ -54,6 +54,12 @@ func BenchmarkOneWay(b *testing.B) {
 	}
 }
 
+// BenchmarkStream has one sender on one stream.
+func BenchmarkStream(b *testing.B) {
+	compareBoth(b, workload{name: "64B", size: 64, workers: 1, batch: 256, oneWay: true}, oursStreamRow, rawOneWayRow)
+	compareBoth(b, workload{name: "64KiB", size: 64 << 10, workers: 1, batch: 1, oneWay: true, bulk: true}, oursStreamRow, rawOneWayRow)
+}
+
 func BenchmarkBulk(b *testing.B) {
 	for _, size := range []int{64 << 10, 1 << 20} {
 		name := map[int]string{64 << 10: "64KiB", 1 << 20: "1MiB"}[size]
@@ -85,8 +91,20 @@ func BenchmarkBusy(b *testing.B) {
 		defer spinning.Wait()
 		defer stop.Store(true)
 		r := runTurns(b, "unix", workload{size: 64, workers: 64, batch: 1}, 5*turn, oursUnaryRow, oursNoYieldRow)
-		reportBusy(b, r[0], r[1])
+		reportP99(b, r[0], r[1], "noyield")
 	})
+}
+
+// BenchmarkBeside has 8 callers share their connection with one whose calls
+// take long, and compares p99 with that of callers who are alone (p99-x-alone):
+// "large" are requests of 64 MiB, "slow" is a handler that sleeps 50 ms.
+func BenchmarkBeside(b *testing.B) {
+	for name, beside := range map[string]row{"large": oursLargeRow, "slow": oursSlowRow} {
+		b.Run("unix/"+name, func(b *testing.B) {
+			r := runTurns(b, "unix", workload{size: 64, workers: 8, batch: 1}, 3*turn, beside, oursAloneRow)
+			reportP99(b, r[0], r[1], "alone")
+		})
+	}
 }
 
 // compareBoth compares our row with the others over each network, as
@@ -254,22 +272,22 @@ func reportRows(b *testing.B, w workload, runs []*rowRun) {
 	addTableLine(line)
 }
 
-// reportBusy is report for BenchmarkBusy.
-func reportBusy(b *testing.B, ours, noYield *rowRun) {
-	client, server, mallocs := ours.perMessage() // the client's CPU is that of its other goroutines
-	ratio := ours.over(noYield, func(r result) float64 { return micros(r.p99) })
-	b.ReportMetric(ratio, "p99-x-noyield")
+// reportP99 compares p99 with that of another row of ours.
+func reportP99(b *testing.B, ours, other *rowRun, short string) {
+	client, server, mallocs := ours.perMessage() // CPU is that of what runs beside, too
+	ratio := ours.over(other, func(r result) float64 { return micros(r.p99) })
+	b.ReportMetric(ratio, "p99-x-"+short)
 	b.ReportMetric(ours.p50(), "p50-us")
 	b.ReportMetric(ours.p99(), "p99-us")
-	b.ReportMetric(noYield.p99(), "noyield-p99-us")
+	b.ReportMetric(other.p99(), short+"-p99-us")
 	b.ReportMetric(ours.rate(), "msgs/s")
-	b.ReportMetric(noYield.rate(), "noyield-msgs/s")
+	b.ReportMetric(other.rate(), short+"-msgs/s")
 	b.ReportMetric(client, "client-cpu-us/op")
 	b.ReportMetric(server, "server-cpu-us/op")
 	b.ReportMetric(mallocs, "allocs/op")
 	b.ReportMetric(0, "ns/op")
 	addTableLine(tableLine{
-		name: b.Name(), ours: perSecond(ours.rate()), theirs: "no yield " + perSecond(noYield.rate()),
+		name: b.Name(), ours: perSecond(ours.rate()), theirs: other.name + " " + perSecond(other.rate()),
 		ratio: fmt.Sprintf("p99 %.2fx", ratio), p50: ours.p50(), p99: ours.p99(), mallocs: mallocs,
 	})
 }

@@ -22,6 +22,15 @@ type Call struct {
 
 	Metadata      Metadata // sent with the request; must not change until the call has ended
 	ReplyMetadata Metadata // what came with the reply or error, or nil
+
+	parts assembly // of a reply in several frames
+}
+
+// join puts a reply together that came in several frames.
+func (c *Call) join() {
+	if c.parts.total > 0 {
+		c.Reply = c.parts.join(c.Reply)
+	}
 }
 
 // Caller is what makes calls.
@@ -46,8 +55,8 @@ type outCall struct {
 	done  chan struct{} // the caller's, which gets a token when the call has ended, without group
 
 	// Of a reply in several frames; they belong to the reading role.
-	got, total int
-	meta       Metadata
+	part assembly
+	meta Metadata
 
 	// Guarded by out's lock.
 	cost   int    // of the request, against the other side's budget
@@ -135,12 +144,14 @@ func (c *Conn) Do(ctx context.Context, call *Call) error {
 	id, e, err := c.begin(ctx, call, nil, done)
 	if e == nil { // before Turn, whose promise would not be kept
 		c.out.Unlock()
+		call.join() // it may have ended well before the request was sent in whole
 		return err
 	}
 	turn := c.out.Turn(alone)
 	c.out.Unlock()
 	c.out.FlushTurn(turn)
 	if alone && c.borrow(done) {
+		call.join()
 		return call.Err
 	}
 	c.ensureReader()
@@ -156,6 +167,7 @@ func (c *Conn) Do(ctx context.Context, call *Call) error {
 			<-done // it was being delivered
 		}
 	}
+	call.join()
 	return call.Err
 }
 
@@ -192,6 +204,9 @@ func (c *Conn) DoAll(ctx context.Context, calls []*Call) error {
 		c.abandonAll(ctx, g, calls)
 	}
 	callGroups.Put(g)
+	for _, call := range calls {
+		call.join()
+	}
 	for _, call := range calls {
 		if call.Err != nil {
 			return call.Err

@@ -231,28 +231,6 @@ func TestCloseWhileRepliesArriveInPieces(t *testing.T) {
 	})
 }
 
-// TestEndDuringAFragment is the interleaving that the test above hopes for.
-func TestEndDuringAFragment(t *testing.T) {
-	overTransports(t, func(t *testing.T, transport string) {
-		x, peer := scripted(t, transport, nil)
-		done := make(chan error, 1)
-		go func() { _, err := x.Call(background, "m", nil); done <- err }()
-		h, _ := peer.expect(FrameCall)
-		e := x.calls.at(h.ID)
-		if !e.claim() { // as the reader does while it stores a fragment
-			t.Fatal("cannot claim the call")
-		}
-		go x.Close()
-		until(t, "Close to have ended the calls", func() bool {
-			x.out.Lock()
-			defer x.out.Unlock()
-			return x.life.ended
-		})
-		x.unclaim(e)
-		wantCode(t, receive(t, "the end of the call", done), Unavailable, false)
-	})
-}
-
 // slowWrites tells the test of each write that has been made, before the writer
 // learns of it.
 type slowWrites struct {

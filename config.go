@@ -25,6 +25,11 @@ type Config struct {
 	WriteTimeout     time.Duration // a peer that takes nothing for so long is given up; default 30 s
 	CloseTimeout     time.Duration // flushing and the farewell in Close; default 5 s
 
+	// KeepAlive is how long the other side may be silent before it is asked for a
+	// sign of life; after a third of that more without any, the connection is
+	// closed. Default: 30 s over TCP and for launched plugins, else none.
+	KeepAlive time.Duration
+
 	// Versions are the versions of the application's own protocol that this
 	// side speaks. The highest that both sides have is used (Conn.Version);
 	// none in common fails the handshake. Empty: not negotiated.

@@ -80,6 +80,8 @@ type Conn struct {
 	done    chan struct{} // closed when everything is over
 
 	reads, readBytes atomic.Uint64
+
+	alive *time.Timer // of keepalive, or nil; guarded by out's lock
 }
 
 // NewConn runs the dialling side of the handshake on nc, within ctx and
@@ -172,6 +174,7 @@ func (c *Conn) start() {
 	}
 	c.announceMethods()
 	c.workers.run(c.reader)
+	c.startKeepAlive()
 }
 
 // rawConnOf returns what reads can be made on without waiting in them.

@@ -51,10 +51,9 @@ func (c *Conn) caught(m *method) {
 	}
 }
 
-// dispatch runs a call's handler, inline or on a worker. large is the buffer of
-// the payload when it is not the reader's, or nil; mine is false when the role
-// was taken over.
-func (rd *reader) dispatch(in *inCall, large []byte) (mine bool) {
+// dispatch runs a call's handler, inline or, as with a request in several
+// frames, on a worker; mine is false when the role was taken over.
+func (rd *reader) dispatch(in *inCall) (mine bool) {
 	c, m := rd.c, in.req.method
 	if m == nil || m.handler == nil {
 		text := "no method %q"
@@ -62,20 +61,15 @@ func (rd *reader) dispatch(in *inCall, large []byte) (mine bool) {
 			text = "method %q is a stream, it cannot be called"
 		}
 		rd.refuse(in, &Error{Code: Unimplemented, Message: fmt.Sprintf(text, in.req.Method()), notRun: true})
-		putLarge(large)
 		return true
 	}
 	if err := in.late(); err != nil {
 		rd.refuse(in, err)
-		putLarge(large)
 		return true
 	}
-	if large != nil || rd.isCongested() || !c.statsOf(m).inline() {
+	if in.whole.total > 0 || rd.isCongested() || !c.statsOf(m).inline() {
 		c.keep(in)
-		if large != nil {
-			in.copied = new([]byte)
-			*in.copied = large
-		} else {
+		if in.whole.total == 0 {
 			in.copied = copies.Get().(*[]byte)
 			*in.copied = append((*in.copied)[:0], in.req.payload...)
 			in.req.payload = *in.copied
@@ -153,8 +147,13 @@ func (in *inCall) run() {
 		return
 	}
 	if err := in.late(); err != nil {
+		in.whole.drop()
 		c.respond(in, nil, err)
 		return
+	}
+	if in.whole.total > 0 {
+		buf := in.whole.join(getLarge())
+		in.copied, in.req.payload = &buf, buf
 	}
 	var room []byte
 	if len(in.req.payload) > maxFrame { // a large reply is likely too

@@ -71,15 +71,6 @@ func (c *Conn) endCalls(err error, flushing bool) {
 	})
 }
 
-// unclaim gives a call whose reply is not complete back to its caller, unless
-// endCalls has passed it by meanwhile. The reader calls it.
-func (c *Conn) unclaim(e *outCall) {
-	e.state.Store(callWaiting)
-	if c.ended.Load() && e.claim() {
-		e.finish(&Error{Code: Unavailable, Op: "call", Addr: e.call.Method, Err: c.Err()})
-	}
-}
-
 // openGates has everyone who waits on this side look at the connection's state
 // again. Called under out's lock.
 func (c *Conn) openGates() {
@@ -93,6 +84,9 @@ func (c *Conn) finish() {
 	c.out.Lock()
 	over := c.life.over
 	c.life.over = true
+	if c.alive != nil {
+		c.alive.Stop()
+	}
 	c.out.Unlock()
 	if over {
 		return

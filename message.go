@@ -194,29 +194,6 @@ func parsePrefix(h *FrameHeader, b []byte, maxMessage int) (p prefix, payload []
 	return p, f.b, nil
 }
 
-// assembly is a message that arrives in several frames.
-type assembly struct {
-	buf   []byte
-	total int // 0: none under way
-}
-
-// add appends a fragment. The buffer grows as bytes arrive, never by more than
-// double. whole reports that the message is complete.
-func (a *assembly) add(h *FrameHeader, b []byte) (whole bool, err error) {
-	have := len(a.buf) + len(b)
-	more := h.Flags&FlagMore != 0
-	switch {
-	case len(b) == 0:
-		return false, errEmptyPart
-	case have > a.total || more && have == a.total:
-		return false, fmt.Errorf("plugwire: fragments of %v exceed the announced %d bytes", h.Type, a.total)
-	case !more && have < a.total:
-		return false, fmt.Errorf("plugwire: fragments of %v end at %d of %d bytes", h.Type, have, a.total)
-	}
-	a.buf = appendGrown(a.buf, b, a.total-have)
-	return !more, nil
-}
-
 // appendGrown appends b to dst, behind which more bytes are expected: capacity
 // doubles, but not beyond what will be needed.
 func appendGrown(dst, b []byte, more int) []byte {

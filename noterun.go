@@ -39,6 +39,7 @@ func (rd *reader) noteRun(m *method) (ran, mine bool) {
 	end, noteBytes, noteMsgs, gotBytes, gotMsgs := rd.r, rd.noteBytes, rd.noteMsgs, n.gotBytes, n.gotMsgs
 	room := rd.replyRoom()
 	rd.served = true
+	rd.message()
 	rd.in, rd.current = nil, m
 	r := &rd.note
 	r.conn, r.method, r.name, r.reader = c, m, "", rd

@@ -221,6 +221,9 @@ func (c *Conn) credited(b []byte) error {
 		return fmt.Errorf("plugwire: CREDIT for %d bytes in %d messages, of %d in %d sent and %d in %d credited before",
 			bytes, msgs, n.sentBytes, n.sentMsgs, n.handledBytes, n.handledMsgs)
 	}
+	if msgs > n.handledMsgs {
+		c.reader.message() // it tells of some
+	}
 	n.handledBytes, n.handledMsgs = bytes, msgs
 	n.allow(c)
 	c.out.Open(&n.window)
@@ -257,8 +260,9 @@ type note struct {
 	method  *method
 	name    string
 	payload []byte
-	copied  *[]byte // owns the payload while it is queued
-	dropped int     // bytes of a message that was aborted, and only counts
+	copied  *[]byte  // owns the payload while it is queued
+	parts   assembly // of a payload that is still to be put together
+	dropped int      // bytes of a message that was aborted, and only counts
 }
 
 // appendCredit appends what is to be said about handled messages.
@@ -324,6 +328,7 @@ func (rd *reader) notify(h *FrameHeader, b []byte) (mine bool, err error) {
 	c := rd.c
 	n := &c.oneWay
 	rd.served = true
+	rd.message()
 	switch {
 	case h.ID != 0:
 		return true, fmt.Errorf("plugwire: NOTIFY in slot %d", h.ID)
@@ -348,9 +353,7 @@ func (rd *reader) notify(h *FrameHeader, b []byte) (mine bool, err error) {
 	}
 	if pre.total > 0 {
 		n.largeNote = note{method: m, name: name}
-		n.large.total = pre.total
-		n.large.buf = appendGrown(n.spare[:0], payload, pre.total-len(payload))
-		n.spare = nil
+		n.large.begin(rd, pre.total, payload)
 		return true, nil
 	}
 	return rd.deliver(m, name, payload), nil
@@ -362,13 +365,23 @@ func (rd *reader) notifyPart(h *FrameHeader, b []byte) (mine bool, err error) {
 	if h.Flags&^FlagMore != 0 {
 		return true, errBeginTwice
 	}
-	whole, err := n.large.add(h, b)
+	whole, err := n.large.add(rd, h, b)
 	if err != nil || !whole {
 		return true, err
 	}
-	nt := n.largeNote
-	nt.payload = n.large.buf
+	nt, large := n.largeNote, n.large
 	n.large, n.largeNote = assembly{}, note{}
+	if nt.method == nil {
+		nt.dropped = large.total
+		large.drop()
+	} else if large.total > spareBytes {
+		nt.parts = large
+	}
+	if nt.dropped > 0 || nt.parts.total > 0 { // nothing that the reader should wait for
+		rd.queue(nt)
+		return true, nil
+	}
+	nt.payload, n.spare = large.join(n.spare[:0]), nil
 	if mine = rd.deliver(nt.method, nt.name, nt.payload); mine && !n.busy.Load() && cap(nt.payload) <= spareBytes {
 		n.spare = nt.payload // handled: the next one may use its buffer
 	}
@@ -385,7 +398,8 @@ func (rd *reader) notifyAborted() error {
 		return fmt.Errorf("plugwire: ABORT of a one-way message that was not begun")
 	}
 	dropped := note{dropped: n.large.total}
-	n.large, n.largeNote = assembly{}, note{}
+	n.large.drop()
+	n.largeNote = note{}
 	if !n.busy.Load() || !rd.c.enqueue(dropped) { // not before those before it
 		rd.noteBytes += uint64(dropped.dropped)
 		rd.noteMsgs++
@@ -421,9 +435,7 @@ func (rd *reader) deliver(m *method, name string, payload []byte) (mine bool) {
 		return true
 	}
 	if !c.statsOf(m).inline() {
-		n.busy.Store(true)
-		c.enqueue(note{method: m, name: name, payload: payload})
-		c.workers.run((*noteRunner)(c))
+		rd.queue(note{method: m, name: name, payload: payload})
 		return true
 	}
 	rd.in = nil
@@ -434,6 +446,17 @@ func (rd *reader) deliver(m *method, name string, payload []byte) (mine bool) {
 	rd.enter(m, r)
 	invoke(m, r, room)
 	return rd.noted()
+}
+
+// queue has a message handled on another goroutine, behind those that are.
+func (rd *reader) queue(nt note) {
+	c := rd.c
+	if c.oneWay.busy.Load() && c.enqueue(nt) {
+		return
+	}
+	c.oneWay.busy.Store(true)
+	c.enqueue(nt)
+	c.workers.run((*noteRunner)(c))
 }
 
 // noted goes on after a handler that ran inline.
@@ -461,7 +484,7 @@ func (c *Conn) enqueue(nt note) bool {
 	if !n.busy.Load() {
 		return false
 	}
-	if nt.dropped == 0 {
+	if nt.dropped == 0 && nt.parts.total == 0 {
 		nt.copied = copies.Get().(*[]byte)
 		*nt.copied = append((*nt.copied)[:0], nt.payload...)
 		nt.payload = *nt.copied
@@ -486,6 +509,10 @@ func (c *Conn) noteQueue() {
 		n.queue[0] = note{}
 		n.queue = n.queue[1:]
 		n.mu.Unlock()
+		if nt.parts.total > 0 {
+			nt.payload = nt.parts.join(getLarge())
+			nt.copied = &nt.payload
+		}
 		n.running = len(nt.payload) + nt.dropped
 		if nt.method != nil {
 			r := Request{conn: c, method: nt.method, name: nt.name, payload: nt.payload}

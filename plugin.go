@@ -124,6 +124,10 @@ func (p *Plugin) start(ctx context.Context, cmd *exec.Cmd, cfg *Config) (phase s
 		return phaseLine, err
 	}
 	p.selection = selectionOf(offer, line, p.cfg)
+	if cfg.KeepAlive == 0 {
+		alive := *cfg
+		alive.KeepAlive, cfg = defaultKeepAlive, &alive
+	}
 	if p.conn, err = Dial(ctx, line.uri(), cfg); err != nil {
 		if e := (*Error)(nil); errors.As(err, &e) && e.Op == "handshake" {
 			return phaseHello, err

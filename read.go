@@ -40,6 +40,10 @@ type reader struct {
 	delivered bool // the last frames had endings of own calls
 	served    bool // or calls and messages of the other side's
 
+	control   int       // frames that are no messages, taken in since the last that was one
+	controlAt time.Time // when a multiple of controlRun was last reached
+	fast      int       // how many times that came soon after the time before
+
 	out       []byte  // frames that end calls whose handlers ran inline
 	outOwner  *[]byte // of replyBuffers, while out has come from there
 	put       int     // how many
@@ -264,6 +268,9 @@ func (rd *reader) process(borrowed bool) verdict {
 // controlFrame takes in the frames that are no messages.
 func (rd *reader) controlFrame(h *FrameHeader, b []byte) error {
 	c := rd.c
+	if err := rd.countControl(h); err != nil {
+		return err
+	}
 	switch h.Type {
 	case FrameMethods:
 		return c.readMethods(h, b)
@@ -318,9 +325,37 @@ func (rd *reader) controlFrame(h *FrameHeader, b []byte) error {
 	return nil // of a type that may be skipped
 }
 
+// What makes a flood of frames that are no messages: maxFast times in a row so
+// many that each controlRun of them took no longer than controlTime. No use of
+// this package comes near it.
+const (
+	controlRun  = 1024
+	controlTime = 5 * time.Millisecond
+	maxFast     = 32
+)
+
+// countControl looks at the clock once in controlRun frames.
+func (rd *reader) countControl(h *FrameHeader) error {
+	if rd.control++; rd.control < controlRun {
+		return nil
+	}
+	now := time.Now()
+	if now.Sub(rd.controlAt) > controlTime {
+		rd.fast = 0
+	} else if rd.fast++; rd.fast >= maxFast {
+		return fmt.Errorf("plugwire: a flood of frames that carry no message, the last of them %v", h.Type)
+	}
+	rd.control, rd.controlAt = 0, now
+	return nil
+}
+
+// message notes that a frame carried one.
+func (rd *reader) message() { rd.control, rd.fast = 0, 0 }
+
 // ending takes in a REPLY or ERROR.
 func (rd *reader) ending(h *FrameHeader, b []byte) error {
 	c := rd.c
+	rd.message()
 	e := c.calls.at(h.ID)
 	if e == nil || e.state.Load() == callIdle {
 		if c.ended.Load() {
@@ -338,9 +373,9 @@ func (rd *reader) ending(h *FrameHeader, b []byte) error {
 		return errNoMetadata
 	}
 	var failed *Error
-	more := false
+	more, single := false, true
 	if h.Type == FrameError {
-		if e.total > 0 {
+		if e.part.total > 0 {
 			return fmt.Errorf("plugwire: ERROR in slot %d inside a REPLY that was not aborted", h.ID)
 		}
 		var err error
@@ -356,26 +391,23 @@ func (rd *reader) ending(h *FrameHeader, b []byte) error {
 			return err
 		}
 		failed = &Error{Code: statusOf(h.Code), Op: "call", Message: string(text), Detail: append([]byte(nil), detail...), notRun: h.Flags&FlagNotRun != 0}
-	} else if h.Flags&(FlagBegin|FlagMore|FlagMeta) != 0 || e.total > 0 || len(b) > c.cfg.Limits.MaxMessage {
+	} else if h.Flags&(FlagBegin|FlagMore|FlagMeta) != 0 || e.part.total > 0 || len(b) > c.cfg.Limits.MaxMessage {
 		var err error
-		if b, more, err = c.replyPart(e, h, b); err != nil {
+		if b, more, single, err = rd.replyPart(e, h, b); err != nil || more {
 			return err
 		}
 	}
 	if !e.claim() {
-		if !more {
-			rd.dropEnding(h.ID, e)
-		}
+		rd.dropEnding(h.ID, e)
 		return nil
 	}
-	if failed == nil {
-		e.call.Reply = appendGrown(e.call.Reply, b, e.total-e.got)
+	switch {
+	case failed != nil:
+	case single:
+		e.call.Reply = append(e.call.Reply, b...)
+	default: // the caller puts it together
+		e.call.parts, e.part = e.part, assembly{}
 	}
-	if more {
-		c.unclaim(e)
-		return nil
-	}
-	e.got, e.total = 0, 0
 	if e.meta != nil {
 		e.call.ReplyMetadata, e.meta = e.meta, nil
 	}
@@ -392,7 +424,8 @@ func (rd *reader) ending(h *FrameHeader, b []byte) error {
 
 // dropEnding takes in the ending of a call whose caller has gone.
 func (rd *reader) dropEnding(id uint32, e *outCall) {
-	e.got, e.total, e.meta = 0, 0, nil
+	e.part.drop()
+	e.meta = nil
 	if !e.state.CompareAndSwap(callAbandoned, callIdle) {
 		return // the connection has been closed, which ended it
 	}
@@ -412,31 +445,44 @@ func statusOf(code uint16) Code {
 	return Code(code)
 }
 
-// replyPart checks a REPLY against what came before it of the same reply.
-func (c *Conn) replyPart(e *outCall, h *FrameHeader, b []byte) (part []byte, more bool, err error) {
-	more = h.Flags&FlagMore != 0
-	if e.total == 0 {
-		if h.Flags&(FlagBegin|FlagMore) == FlagMore {
-			return nil, false, errNoBegin
+// replyPart takes in a REPLY that is a part of one, or has prefix fields. Of one
+// that nobody waits for only the sum is kept.
+func (rd *reader) replyPart(e *outCall, h *FrameHeader, b []byte) (rest []byte, more, single bool, err error) {
+	a := &e.part
+	if a.total > 0 {
+		if h.Flags&(FlagBegin|FlagMeta) != 0 {
+			return nil, false, false, errBeginTwice
 		}
-		var pre prefix
-		if pre, b, err = parsePrefix(h, b, c.cfg.Limits.MaxMessage); err != nil {
-			return nil, false, err
+		whole, err := a.check(h, b)
+		if err == nil {
+			rd.addReply(e, b)
 		}
-		e.total, e.meta = pre.total, pre.meta
-		if pre.total == 0 {
-			return b, false, nil
-		}
-	} else if h.Flags&(FlagBegin|FlagMeta) != 0 {
-		return nil, false, errBeginTwice
-	} else if len(b) == 0 {
-		return nil, false, errEmptyPart
+		return nil, !whole, false, err
 	}
-	e.got += len(b)
-	if e.got > e.total || more == (e.got == e.total) {
-		return nil, false, fmt.Errorf("plugwire: fragments of a REPLY do not add up to the announced %d bytes", e.total)
+	if h.Flags&(FlagBegin|FlagMore) == FlagMore {
+		return nil, false, false, errNoBegin
 	}
-	return b, more, nil
+	pre, b, err := parsePrefix(h, b, rd.c.cfg.Limits.MaxMessage)
+	if err != nil {
+		return nil, false, false, err
+	}
+	e.meta = pre.meta
+	if pre.total == 0 {
+		return b, false, true, nil
+	}
+	*a = assembly{total: pre.total}
+	rd.addReply(e, b)
+	return nil, true, false, nil
+}
+
+func (rd *reader) addReply(e *outCall, b []byte) {
+	if e.state.Load() == callAbandoned {
+		have, total := e.part.have+len(b), e.part.total
+		e.part.drop()
+		e.part.have, e.part.total = have, total
+		return
+	}
+	e.part.put(rd, b)
 }
 
 var (

@@ -32,8 +32,9 @@ type inCall struct {
 	part assembly // of a request in several frames; of the holder of the reading role
 
 	// Of the worker that the call is given to.
-	copied *[]byte // owns the payload, when it was copied out of the read buffer
-	result []byte  // a reply that only has to be sent
+	whole  assembly // a request in several frames, to be put together
+	copied *[]byte  // owns the payload, when it was copied out of the read buffer
+	result []byte   // a reply that only has to be sent
 	err    error
 	ready  bool // result and err are there
 }
@@ -119,6 +120,7 @@ func (c *Conn) lookUp(h *FrameHeader, name []byte) (*method, error) {
 func (rd *reader) call(h *FrameHeader, b []byte) (mine bool, err error) {
 	c := rd.c
 	rd.served = true
+	rd.message()
 	in := c.serving.at(h.ID)
 	if in == nil {
 		if in = c.serving.grow(h.ID); in == nil {
@@ -163,13 +165,12 @@ func (rd *reader) call(h *FrameHeader, b []byte) (mine bool, err error) {
 		r.deadline = time.Now().Add(pre.left)
 	}
 	if pre.total > 0 {
-		in.part.total = pre.total
-		in.part.buf = appendGrown(getLarge(), payload, pre.total-len(payload))
+		in.part.begin(rd, pre.total, payload)
 		c.keep(in)
 		return true, nil
 	}
 	r.payload = payload
-	return rd.dispatch(in, nil), nil
+	return rd.dispatch(in), nil
 }
 
 // withinBudget enforces the budget for requests.
@@ -206,13 +207,12 @@ func (rd *reader) callPart(in *inCall, h *FrameHeader, b []byte) (mine bool, err
 	if h.Flags&^FlagMore != 0 {
 		return true, errBeginTwice
 	}
-	whole, err := in.part.add(h, b)
+	whole, err := in.part.add(rd, h, b)
 	if err != nil || !whole {
 		return true, err
 	}
-	large := in.part.buf
-	in.req.payload, in.part = large, assembly{}
-	return rd.dispatch(in, large), nil
+	in.whole, in.part = in.part, assembly{}
+	return rd.dispatch(in), nil
 }
 
 // aborted takes in an ABORT: a request, reply or one-way message that will not be completed.
@@ -223,15 +223,11 @@ func (rd *reader) aborted(h *FrameHeader) error {
 	}
 	if h.Flags&FlagBack != 0 {
 		e := c.calls.at(h.ID)
-		if e == nil || e.state.Load() == callIdle || e.total == 0 {
+		if e == nil || e.state.Load() == callIdle || e.part.total == 0 {
 			return fmt.Errorf("plugwire: ABORT in slot %d, where no reply was begun", h.ID)
 		}
-		got := e.got
-		e.got, e.total = 0, 0
-		if e.claim() {
-			e.call.Reply = e.call.Reply[:len(e.call.Reply)-got]
-			c.unclaim(e)
-		}
+		e.part.drop()
+		e.meta = nil
 		return nil
 	}
 	if h.ID == 0 {
@@ -241,7 +237,7 @@ func (rd *reader) aborted(h *FrameHeader) error {
 	if in == nil || in.part.total == 0 {
 		return fmt.Errorf("plugwire: ABORT in slot %d, where no request was begun", h.ID)
 	}
-	in.part = assembly{}
+	in.part.drop()
 	rd.refuse(in, &Error{Code: Canceled, Message: "the request was not completed", notRun: true})
 	return nil
 }
@@ -250,6 +246,7 @@ func (rd *reader) aborted(h *FrameHeader) error {
 // nothing to be refused, so where endings do not leave, this one waits, and the
 // slot with it.
 func (rd *reader) refuse(in *inCall, err error) {
+	in.whole.drop()
 	if rd.isCongested() {
 		rd.c.keep(in)
 		in.req.release()

@@ -290,12 +290,14 @@ func (s *Stream) begin(ctx context.Context, always bool) error {
 
 // CloseSend says that no more messages follow from this side: the other side's
 // Recv returns io.EOF behind them. Receiving goes on.
-func (s *Stream) CloseSend() error {
+func (s *Stream) CloseSend() error { return s.closeSend(s.ctx) }
+
+func (s *Stream) closeSend(ctx context.Context) error {
 	c := s.conn
 	c.out.Lock()
 	defer c.out.Unlock()
 	for { // not inside a long message
-		if err := s.begin(s.ctx, false); err != nil {
+		if err := s.begin(ctx, false); err != nil {
 			if err == io.EOF {
 				err = nil
 			}
@@ -307,7 +309,7 @@ func (s *Stream) CloseSend() error {
 		if !s.sending {
 			break
 		}
-		if err := c.waitFor(s.ctx, &s.gate, func() bool { return !s.sending || s.err != nil }); err != nil {
+		if err := c.waitFor(ctx, &s.gate, func() bool { return !s.sending || s.err != nil }); err != nil {
 			return s.wrap(err)
 		}
 	}

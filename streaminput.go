@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"net"
 	"sync"
 	"sync/atomic"
 )
@@ -14,11 +15,13 @@ import (
 // neither of them a lock.
 type streamInput struct {
 	mu      sync.Mutex
-	queue   []byte        // frames of DATA, and ABORT
+	queue   []segment     // frames of DATA, and ABORT
+	spare   []byte        // for the next small segment
 	waiting bool          // Recv sleeps
 	ready   chan struct{} // and is woken by a token
 	err     error         // what Recv returns behind the queue
 	drop    bool          // nobody will receive: messages are dropped, and counted as handled
+	hungUp  bool          // and the other side is to learn of it when it sends one
 	begun   bool          // a header, a message or the end has arrived
 	header  Metadata      // of the other side
 	trailer Metadata
@@ -36,11 +39,11 @@ type streamInput struct {
 
 	// recvMu is held by the one who receives.
 	recvMu  sync.Mutex
-	cur     []byte // frames taken from the queue
-	pos     int
-	part    []byte // of a message whose rest is still to come
-	partLen int    // its announced total
-	count   int    // cost of received messages that handled does not have yet
+	cur     []segment // taken from the queue
+	at, pos int       // the segment, and the place in it, of the next frame
+	part    []byte    // of a message whose rest is still to come
+	partLen int       // its announced total
+	count   int       // cost of received messages that handled does not have yet
 }
 
 func (in *streamInput) init() { in.ready = make(chan struct{}, 1) }
@@ -77,8 +80,17 @@ func (in *streamInput) end(err error, cut bool) {
 	in.wake()
 }
 
+// hangUp has what follows dropped, and the stream reset for it.
+func (in *streamInput) hangUp() {
+	in.end(net.ErrClosed, true)
+	in.mu.Lock()
+	in.hungUp = true
+	in.mu.Unlock()
+}
+
 // put adds frames and wakes Recv; dropped says that nobody will receive them.
-func (in *streamInput) put(frames []byte) (dropped bool) {
+// owner is the buffer that they fill and that is given away with them, or nil.
+func (in *streamInput) put(frames []byte, owner *readBuffer) (dropped, hungUp bool) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if !in.begun {
@@ -86,11 +98,49 @@ func (in *streamInput) put(frames []byte) (dropped bool) {
 	}
 	if in.drop {
 		in.handled.Store(in.got)
-		return true
+		if owner != nil {
+			readBuffers.Put(owner)
+		}
+		return true, in.hungUp
 	}
-	in.queue = append(in.queue, frames...)
+	in.add(frames, owner)
 	in.wake()
-	return false
+	return false, false
+}
+
+// add puts frames at the end of the queue. Called with mu held.
+func (in *streamInput) add(frames []byte, owner *readBuffer) {
+	if owner != nil {
+		in.queue = append(in.queue, segment{frames, owner, true})
+		return
+	}
+	if n := len(in.queue); n > 0 {
+		if last := &in.queue[n-1]; !last.full && cap(last.b)-len(last.b) >= len(frames) {
+			last.b = append(last.b, frames...)
+			return
+		}
+	}
+	switch {
+	case len(in.queue) == 0 && len(frames) <= streamKeep:
+		in.queue = append(in.queue, segment{b: append(in.spare[:0], frames...)})
+		in.spare = nil
+	default:
+		owner = readBuffers.Get().(*readBuffer)
+		in.queue = append(in.queue, segment{b: append(owner[:0], frames...), owner: owner})
+	}
+}
+
+// streamKeep is the largest buffer that a stream keeps while nothing arrives.
+const streamKeep = 4 << 10
+
+// release gives back the segment that has been taken in. Called with recvMu held.
+func (in *streamInput) release(g *segment) {
+	if g.owner == nil && cap(g.b) <= streamKeep {
+		in.mu.Lock()
+		in.spare = g.b[:0]
+		in.mu.Unlock()
+	}
+	g.release()
 }
 
 // Recv returns the next message, which is the caller's. Behind the last one the
@@ -111,8 +161,14 @@ func (s *Stream) recv(dst []byte, stop <-chan struct{}) ([]byte, error) {
 	in := &s.in
 	start := len(dst)
 	for {
-		for in.pos < len(in.cur) && !in.cutOff.Load() {
-			b := in.cur[in.pos:]
+		for in.at < len(in.cur) && !in.cutOff.Load() {
+			g := &in.cur[in.at]
+			if in.pos == len(g.b) {
+				in.release(g)
+				in.at, in.pos = in.at+1, 0
+				continue
+			}
+			b := g.b[in.pos:]
 			end := frameHeaderLen + int(binary.LittleEndian.Uint32(b))
 			flags := FrameFlags(b[5])
 			payload := b[frameHeaderLen:end]
@@ -165,23 +221,16 @@ func (s *Stream) refill(stop <-chan struct{}) error {
 		in.mu.Lock()
 		switch {
 		case in.err != nil && in.cutOff.Load():
-			in.cur, in.pos, in.part, in.partLen = nil, 0, nil, 0
+			in.cur, in.at, in.pos, in.part, in.partLen = nil, 0, 0, nil, 0
 			fallthrough
 		case in.err != nil && len(in.queue) == 0:
 			defer in.mu.Unlock()
 			return in.err
 		case len(in.queue) > 0:
-			in.cur, in.queue, in.pos = in.queue, in.cur[:0], 0
+			in.cur, in.queue, in.at, in.pos = in.queue, in.cur[:0], 0, 0
 			in.mu.Unlock()
 			return nil
 		}
-		if cap(in.cur) > streamKeep { // an idle stream holds no large buffers
-			in.cur = nil
-		}
-		if cap(in.queue) > streamKeep {
-			in.queue = nil
-		}
-		in.cur, in.pos = in.cur[:0], 0
 		in.waiting = true
 		in.mu.Unlock()
 		if s.back != 0 {
@@ -201,9 +250,6 @@ func (s *Stream) refill(stop <-chan struct{}) error {
 		}
 	}
 }
-
-// streamKeep is the largest buffer that a stream keeps while nothing arrives.
-const streamKeep = 16 << 10
 
 // errRecvStopped is what recv returns when it was stopped.
 var errRecvStopped = errors.New("plugwire: stopped")

@@ -259,6 +259,7 @@ func (s *Stream) headerArrived(h *FrameHeader, b []byte) error {
 // and have the same header but for the length.
 func (rd *reader) data(s *Stream, h *FrameHeader, b []byte) error {
 	c, in := rd.c, &s.in
+	rd.message()
 	if in.closed || in.reset {
 		return fmt.Errorf("plugwire: DATA in slot %d after CLOSE or RESET", s.id)
 	}
@@ -292,9 +293,8 @@ func (rd *reader) data(s *Stream, h *FrameHeader, b []byte) error {
 		}
 		in.got += uint64(cost)
 	}
-	if in.put(rd.buf[at:rd.r]) {
-		s.tell()
-	}
+	frames := rd.buf[at:rd.r]
+	s.arrived(frames, rd.give(len(frames)))
 	return nil
 }
 
@@ -427,6 +427,7 @@ func (s *Stream) credited(b []byte) error {
 	if n == 0 || uint64(n) > uint64(c.limits.streamWindow-s.left) {
 		return fmt.Errorf("plugwire: CREDIT of %d for slot %d, where %d is outstanding", n, s.id, c.limits.streamWindow-s.left)
 	}
+	c.reader.message() // it tells of some
 	s.left += int(n)
 	c.out.Open(&s.gate)
 	return nil
@@ -439,8 +440,17 @@ func (s *Stream) aborted() error {
 		return fmt.Errorf("plugwire: ABORT in slot %d, where no message was begun", s.id)
 	}
 	in.total, in.have = 0, 0
-	if in.put(appendFrameHeader(nil, FrameHeader{Type: FrameAbort})) {
+	s.arrived(appendFrameHeader(nil, FrameHeader{Type: FrameAbort}), nil)
+	return nil
+}
+
+// arrived passes frames, and the buffer that they fill, on to who receives.
+func (s *Stream) arrived(frames []byte, owner *readBuffer) {
+	dropped, hungUp := s.in.put(frames, owner)
+	if dropped {
 		s.tell()
 	}
-	return nil
+	if hungUp {
+		s.Close()
+	}
 }

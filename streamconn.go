@@ -1,0 +1,220 @@
+package plugwire
+
+import (
+	"context"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// NetConn returns the stream as a net.Conn, over which any byte protocol can be
+// tunnelled: what is written goes out in messages of up to 32 KiB, and reading
+// takes no notice of where messages begin. The connection also has CloseWrite.
+// Close sends what was written and says that no more follows, as a TCP connection does,
+// and what the other side sends after that resets the stream. On the acceptor's
+// side the handler must not return before the connection is done with.
+//
+// Call it once, and then no longer Send, Recv or CloseSend.
+func (s *Stream) NetConn() net.Conn {
+	return &streamConn{s: s, readBy: makeDeadline(), writeBy: makeDeadline()}
+}
+
+// streamChunk is the largest message that a streamConn sends.
+const streamChunk = 32 << 10
+
+type streamConn struct {
+	s       *Stream
+	readBy  deadline
+	writeBy deadline
+	closed  atomic.Bool
+
+	readMu sync.Mutex
+	buf    []byte // a message that Read had no room for
+	rest   []byte // what of it is still to be read
+}
+
+func (c *streamConn) Read(b []byte) (int, error) {
+	c.readMu.Lock()
+	defer c.readMu.Unlock()
+	for {
+		stop := c.readBy.wait()
+		switch {
+		case c.closed.Load():
+			return 0, c.opError("read", net.ErrClosed)
+		case isClosed(stop):
+			return 0, c.opError("read", os.ErrDeadlineExceeded)
+		case len(c.rest) > 0 || len(b) == 0:
+			n := copy(b, c.rest)
+			c.rest = c.rest[n:]
+			return n, nil
+		}
+		c.s.in.recvMu.Lock()
+		msg, err := c.s.recv(b[:0:len(b)], stop)
+		c.s.in.recvMu.Unlock()
+		switch {
+		case err == errRecvStopped:
+			continue // to say why
+		case err == io.EOF:
+			return 0, io.EOF
+		case err != nil && c.closed.Load():
+			return 0, c.opError("read", net.ErrClosed)
+		case err != nil:
+			return 0, c.opError("read", err)
+		case len(msg) > len(b):
+			c.buf = append(c.buf[:0], msg...)
+			c.rest = c.buf
+		case len(msg) > 0:
+			if &msg[0] != &b[0] {
+				copy(b, msg)
+			}
+			return len(msg), nil
+		}
+	}
+}
+
+func (c *streamConn) Write(b []byte) (int, error) {
+	chunk := min(streamChunk, c.s.conn.limits.frame, c.s.conn.limits.message)
+	for n := 0; ; {
+		ctx := &deadlineContext{c.s.ctx, c.writeBy.wait()}
+		switch {
+		case c.closed.Load():
+			return n, c.opError("write", net.ErrClosed)
+		case isClosed(ctx.done):
+			return n, c.opError("write", os.ErrDeadlineExceeded)
+		case n == len(b):
+			return n, nil
+		}
+		part := b[n:min(n+chunk, len(b))]
+		if err := c.s.send(ctx, part); err != nil {
+			switch {
+			case c.closed.Load():
+				err = net.ErrClosed
+			case isClosed(ctx.done):
+				err = os.ErrDeadlineExceeded
+			case err == io.EOF:
+				err = io.ErrClosedPipe // the other side has ended the stream
+			}
+			return n, c.opError("write", err)
+		}
+		n += len(part)
+	}
+}
+
+// CloseWrite says that nothing more will be written; the other side reads
+// io.EOF behind what was.
+func (c *streamConn) CloseWrite() error {
+	if c.closed.Load() {
+		return c.opError("close", net.ErrClosed)
+	}
+	if err := c.s.CloseSend(); err != nil {
+		return c.opError("close", err)
+	}
+	return nil
+}
+
+func (c *streamConn) Close() error {
+	if c.closed.Swap(true) {
+		return c.opError("close", net.ErrClosed)
+	}
+	c.readBy.set(time.Unix(1, 0))
+	c.writeBy.set(time.Unix(1, 0))
+	ctx, cancel := context.WithTimeout(c.s.ctx, c.s.conn.cfg.CloseTimeout)
+	defer cancel()
+	if c.s.closeSend(ctx) != nil {
+		return c.s.Close() // the other side takes nothing, or it is over
+	}
+	c.s.in.hangUp()
+	return nil
+}
+
+func (c *streamConn) LocalAddr() net.Addr  { return c.s.conn.LocalAddr() }
+func (c *streamConn) RemoteAddr() net.Addr { return c.s.conn.RemoteAddr() }
+
+func (c *streamConn) SetDeadline(t time.Time) error {
+	if err := c.SetReadDeadline(t); err != nil {
+		return err
+	}
+	return c.SetWriteDeadline(t)
+}
+
+func (c *streamConn) SetReadDeadline(t time.Time) error  { return c.setDeadline(&c.readBy, t) }
+func (c *streamConn) SetWriteDeadline(t time.Time) error { return c.setDeadline(&c.writeBy, t) }
+
+func (c *streamConn) setDeadline(d *deadline, t time.Time) error {
+	if c.closed.Load() {
+		return c.opError("set", net.ErrClosed)
+	}
+	d.set(t)
+	return nil
+}
+
+func (c *streamConn) opError(op string, err error) error {
+	return &net.OpError{Op: op, Net: "plugwire", Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: err}
+}
+
+// A deadline is a channel that is closed when a time has come, which may move.
+type deadline struct {
+	mu    sync.Mutex
+	timer *time.Timer
+	done  chan struct{}
+}
+
+func makeDeadline() deadline { return deadline{done: make(chan struct{})} }
+
+// wait returns the channel; take it anew for each wait.
+func (d *deadline) wait() chan struct{} {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.done
+}
+
+// set moves the deadline; the zero time is never.
+func (d *deadline) set(t time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.timer != nil && !d.timer.Stop() {
+		<-d.done // the timer has fired, and is about to close it
+	}
+	d.timer = nil
+	passed := isClosed(d.done)
+	left := time.Until(t)
+	switch {
+	case t.IsZero() || left > 0:
+		if passed {
+			d.done = make(chan struct{})
+		}
+		if !t.IsZero() {
+			done := d.done
+			d.timer = time.AfterFunc(left, func() { close(done) })
+		}
+	case !passed:
+		close(d.done)
+	}
+}
+
+func isClosed(ch <-chan struct{}) bool {
+	select {
+	case <-ch:
+		return true
+	default:
+		return false
+	}
+}
+
+// deadlineContext is a context that ends at a deadline too.
+type deadlineContext struct {
+	context.Context
+	done chan struct{}
+}
+
+func (x *deadlineContext) Done() <-chan struct{} { return x.done }
+
+func (x *deadlineContext) Err() error {
+	if isClosed(x.done) {
+		return os.ErrDeadlineExceeded
+	}
+	return x.Context.Err()
+}
