@@ -120,12 +120,14 @@ func (rd *reader) handled(in *inCall, out []byte, err error) (mine bool) {
 		rd.releaseBuffer()
 		return false
 	}
-	if err == nil && len(out) > c.limits.frame { // goes out in fragments, with waiting
+	meta := in.req.replyMetadata()
+	if err == nil && !c.oneFrame(out, meta) { // goes out in fragments, with waiting
 		c.keep(in)
 		if len(out) <= maxFrame { // it may be the payload, which lies in the read buffer
 			out = append([]byte(nil), out...)
 		}
 		in.req.release()
+		in.req.reply = meta // which is sent with it
 		in.result, in.err, in.ready = out, err, true
 		rd.out = rd.out[:len(rd.out):len(rd.out)] // out may lie behind it
 		c.workers.run(in)

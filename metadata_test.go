@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -143,5 +144,58 @@ func TestMetadataOnTheWire(t *testing.T) {
 	f := fieldReader{b: []byte{10, 0, 1, 'k', 1, 0, 'a', 1, 'k', 1, 0, 'b', 'r'}}
 	if md, err := f.metaField(); err != nil || !maps.Equal(md, Metadata{"k": "b"}) || string(f.b) != "r" {
 		t.Errorf("%v, %v, rest %q", md, err, f.b)
+	}
+}
+
+// A reply in append form lies where its metadata must go, and the metadata can
+// be what makes it too long for a frame.
+func TestReplyMetadataLeavesTheReplyAlone(t *testing.T) {
+	md := Metadata{"key": strings.Repeat("v", 1000)}
+	m := NewMux()
+	m.Handle("bytes", HandlerFunc(func(r *Request, reply []byte) ([]byte, error) {
+		n, err := strconv.Atoi(string(r.Payload()))
+		r.SetReplyMetadata(md)
+		for i := range n {
+			reply = append(reply, byte(i))
+		}
+		return reply, err
+	}))
+	m.Handle("error", HandlerFunc(func(r *Request, reply []byte) ([]byte, error) {
+		r.SetReplyMetadata(md)
+		n, _ := strconv.Atoi(string(r.Payload()))
+		return reply, &Error{Code: NotFound, Message: "the text", Detail: make([]byte, n)}
+	}))
+	m.Handle("metadata", HandlerFunc(func(r *Request, reply []byte) ([]byte, error) {
+		r.SetReplyMetadata(Metadata{"key": strings.Repeat("v", 6<<10)})
+		return reply, nil
+	}))
+	for _, frame := range []int{4 << 10, 64 << 10} {
+		x, _ := pair(t, "unix", &Config{Limits: Limits{MaxFrame: frame}}, serves(m))
+		for _, n := range []int{0, 1, 2, 10, 1000, 3000, frame - 1006, frame - 1005, frame - 1, frame, frame + 1, 200 << 10} {
+			for range 3 {
+				call := &Call{Method: "bytes", Request: strconv.AppendInt(nil, int64(n), 10)}
+				if err := x.Do(background, call); err != nil {
+					t.Fatalf("%d bytes in frames of %d: %v", n, frame, err)
+				}
+				if !maps.Equal(call.ReplyMetadata, md) || len(call.Reply) != n {
+					t.Errorf("%d bytes in frames of %d: got %d bytes and metadata %.20v", n, frame, len(call.Reply), call.ReplyMetadata)
+				}
+				for i, b := range call.Reply {
+					if b != byte(i) {
+						t.Fatalf("%d bytes in frames of %d: byte %d is %d", n, frame, i, b)
+					}
+				}
+			}
+			call := &Call{Method: "error", Request: strconv.AppendInt(nil, int64(n), 10)}
+			err := x.Do(background, call)
+			var e *Error
+			if !errors.As(err, &e) || e.Code != NotFound || !strings.HasPrefix(e.Message, "the text") || !maps.Equal(call.ReplyMetadata, md) {
+				t.Errorf("%d bytes of detail in frames of %d: %v", n, frame, err)
+			}
+		}
+		_, err := x.Call(background, "metadata", nil)
+		if want := map[bool]Code{true: Internal}[frame < 6<<10]; CodeOf(err) != want {
+			t.Errorf("metadata of 6 KiB in frames of %d: %v, want code %v", frame, err, want)
+		}
 	}
 }

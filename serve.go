@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -313,6 +314,12 @@ func (rd *reader) respond(in *inCall, out []byte, err error) {
 			out = bytes.Clone(out) // it may lie where the metadata goes
 		}
 		m := c.endingOf(in.id, out, err, reply)
+		if pre := m.prefixLen(); pre > 0 { // goes where the handler has written the reply
+			rd.out = slices.Grow(rd.out, frameHeaderLen+pre+len(m.payload))
+			moved := rd.out[at+pre : at+pre+len(m.payload)]
+			copy(moved, m.payload)
+			m.payload = moved
+		}
 		rd.out = m.append(rd.out, len(m.payload))
 	}
 	in.req.release()
@@ -347,10 +354,23 @@ func (rd *reader) putReplies() {
 	rd.out, rd.put = rd.out[:0], 0
 }
 
+// oneFrame reports whether a reply fits one frame.
+func (c *Conn) oneFrame(out []byte, md Metadata) bool {
+	if md == nil || len(out) > c.limits.frame {
+		return len(out) <= c.limits.frame
+	}
+	n, err := md.size()
+	return err != nil || len(out)+n+2 <= c.limits.frame // or else refused
+}
+
 // endingOf lays out the ending of a call: REPLY, or ERROR when err is not nil.
 func (c *Conn) endingOf(id uint32, out []byte, err error, md Metadata) message {
 	m := message{flags: FlagBack, id: id}
-	if bad := m.setMeta(md); bad != nil {
+	bad := m.setMeta(md)
+	if bad == nil && m.metaLen+5 > c.limits.frame { // as for requests
+		bad = fmt.Errorf("metadata of %d bytes, the caller takes frames of %d", m.metaLen, c.limits.frame)
+	}
+	if bad != nil {
 		m.metaLen = 0
 		err = &Error{Code: Internal, Message: "reply " + bad.Error()}
 	} else if !c.metadata {
@@ -378,10 +398,11 @@ func (c *Conn) endingOf(id uint32, out []byte, err error, md Metadata) message {
 		code = ctx
 	}
 	const maxText = 2 << 10
-	text = text[:min(len(text), maxText)]
-	if len(detail) > c.limits.frame-maxText-2 {
+	room := c.limits.frame - m.prefixLen() - 2
+	if len(detail) > room-maxText {
 		detail, text = nil, fmt.Sprintf("%s (and %d bytes of detail, too many for a frame)", text[:min(len(text), maxText/2)], len(e.Detail))
 	}
+	text = text[:min(len(text), maxText, room)]
 	m.code = uint16(code)
 	m.payload = appendErrorPayload(nil, text, detail)
 	return m

@@ -412,6 +412,9 @@ func (s *Stream) Header() (Metadata, error) {
 		return s.info.Metadata, nil
 	}
 	if err := s.announce(s.ctx, false); err != nil && err != io.EOF {
+		if md := s.in.headerOf(); md != nil { // which arrived before the end
+			return md, nil
+		}
 		return nil, err
 	}
 	return s.in.awaitHeader(s)

@@ -483,3 +483,19 @@ func TestStreamMessageThatIsTooLong(t *testing.T) {
 		t.Error(b, err)
 	}
 }
+
+func TestHeaderOfAStreamThatFailedIsKept(t *testing.T) {
+	m := NewMux()
+	m.HandleStream("fails", func(s *Stream) error {
+		s.SetHeader(Metadata{"k": "v"})
+		return &Error{Code: NotFound, Message: "no"}
+	})
+	x, _ := pair(t, "unix", nil, serves(m))
+	s := openStream(t, x, "fails")
+	if _, err := s.Recv(); CodeOf(err) != NotFound {
+		t.Fatal(err)
+	}
+	if md, err := s.Header(); err != nil || md["k"] != "v" {
+		t.Errorf("Header behind the end: %v, %v", md, err)
+	}
+}

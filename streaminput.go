@@ -372,6 +372,12 @@ func (in *streamInput) awaitHeader(s *Stream) (Metadata, error) {
 	return in.header, nil
 }
 
+func (in *streamInput) headerOf() Metadata {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.header
+}
+
 func (in *streamInput) trailerOf() Metadata {
 	in.mu.Lock()
 	defer in.mu.Unlock()
