@@ -34,7 +34,7 @@ func (w way) String() string {
 var ways = []way{{"unix", true}, {"unix", false}, {"pipe", true}, {"pipe", false}}
 
 // adversaryPatience is how long anything may take before it counts as a hang.
-const adversaryPatience = 5 * time.Second
+const adversaryPatience = 15 * time.Second
 
 type adversary struct {
 	t       testing.TB

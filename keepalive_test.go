@@ -27,7 +27,7 @@ func TestKeepAlive(t *testing.T) {
 		a := meet(t, w, cfg, nil)
 		_, b := a.next(FramePing)
 		a.send(frame(FramePong, 0, 0, 0, b))
-		_, b = a.next(FramePing) // another, after as long again
+		a.next(FramePing) // another, after as long again
 		a.send(frame(FrameCredit, 0, 0, 0))
 		a.next(FramePing)
 		a.send(frame(0x80, 0, 0, 0))

@@ -1,7 +1,6 @@
 package plugwire
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -310,9 +309,6 @@ func (rd *reader) respond(in *inCall, out []byte, err error) {
 		appendHeader(rd.out, FrameReply, FlagBack, 0, in.id, len(out))
 		rd.out = rd.out[:at+len(out)]
 	} else {
-		if reply != nil {
-			out = bytes.Clone(out) // it may lie where the metadata goes
-		}
 		m := c.endingOf(in.id, out, err, reply)
 		if pre := m.prefixLen(); pre > 0 { // goes where the handler has written the reply
 			rd.out = slices.Grow(rd.out, frameHeaderLen+pre+len(m.payload))

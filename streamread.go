@@ -88,6 +88,7 @@ func (rd *reader) streamOf(h *FrameHeader) (*Stream, error) {
 // open takes in an OPEN and starts the handler.
 func (rd *reader) open(h *FrameHeader, b []byte) error {
 	c := rd.c
+	rd.message()
 	in := c.serving.at(h.ID)
 	if in == nil {
 		if in = c.serving.grow(h.ID); in == nil {
