@@ -104,7 +104,11 @@ func (c *Conn) OpenStream(ctx context.Context, method string) (*Stream, error) {
 func streamError(err error, method string, notRun bool) *Error {
 	var e *Error
 	if errors.As(err, &e) {
-		return &Error{Code: e.Code, Op: "stream", Addr: method, Message: e.Message, Hint: e.Hint, Detail: e.Detail, Err: e.Err, notRun: notRun}
+		cause := e.Err
+		if errors.Is(cause, io.EOF) {
+			cause = io.ErrUnexpectedEOF // a stream that is cut off must not look complete
+		}
+		return &Error{Code: e.Code, Op: "stream", Addr: method, Message: e.Message, Hint: e.Hint, Detail: e.Detail, Err: cause, notRun: notRun}
 	}
 	code := CodeOf(err)
 	if code == Unknown {

@@ -373,13 +373,33 @@ func TestConnectionEndsStreams(t *testing.T) {
 		until(t, "both", func() bool { return y.servingCount.Load() == 2 })
 		go x.Close()
 		for range 2 {
-			wantCode(t, receive(t, "an end", errs), Unavailable, false)
+			err := receive(t, "an end", errs)
+			wantCode(t, err, Unavailable, false)
+			if errors.Is(err, io.EOF) {
+				t.Errorf("looks like the end of the messages: %v", err)
+			}
 		}
 		_, err := never.Recv()
 		wantCode(t, err, Unavailable, true)
 		receive(t, "the end", y.Done())
 		until(t, "the handlers", func() bool { return y.servingCount.Load() == 0 })
 		if _, err := x.OpenStream(background, "stream.echo"); CodeOf(err) != Unavailable {
+			t.Error(err)
+		}
+	})
+}
+
+// Who closes in order cuts its streams off all the same.
+func TestClosingSideCutsStreamsOff(t *testing.T) {
+	overTransports(t, func(t *testing.T, transport string) {
+		x, y := pair(t, transport, nil, serves(streamMux()))
+		s := openStream(t, x, "stream.wait")
+		if _, err := s.Header(); err != nil {
+			t.Fatal(err)
+		}
+		go y.Close()
+		_, err := s.Recv()
+		if CodeOf(err) != Unavailable || errors.Is(err, io.EOF) {
 			t.Error(err)
 		}
 	})
