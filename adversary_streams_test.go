@@ -881,6 +881,7 @@ func TestStreamEndsInsideAMessageOfTheOpeners(t *testing.T) {
 				if row.own {
 					s.Reset(Aborted)
 				}
+				eventually(t, func() bool { a.c.out.Lock(); defer a.c.out.Unlock(); return s.err != nil })
 				for {
 					h, b := a.next(FrameData, FrameAbort, FrameReset, FrameOpen)
 					if h.Type == FrameData && h.Flags&FlagMore != 0 {
