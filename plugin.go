@@ -124,11 +124,14 @@ func (p *Plugin) start(ctx context.Context, cmd *exec.Cmd, cfg *Config) (phase s
 		return phaseLine, err
 	}
 	p.selection = selectionOf(offer, line, p.cfg)
-	if cfg.KeepAlive == 0 {
-		alive := *cfg
-		alive.KeepAlive, cfg = defaultKeepAlive, &alive
+	var dialled Config
+	if cfg != nil {
+		dialled = *cfg
 	}
-	if p.conn, err = Dial(ctx, line.uri(), cfg); err != nil {
+	if dialled.KeepAlive == 0 {
+		dialled.KeepAlive = defaultKeepAlive
+	}
+	if p.conn, err = Dial(ctx, line.uri(), &dialled); err != nil {
 		if e := (*Error)(nil); errors.As(err, &e) && e.Op == "handshake" {
 			return phaseHello, err
 		}
