@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"time"
 
 	"github.com/plugwire/plugwire/internal/batch"
@@ -117,6 +118,12 @@ func (c *Conn) closeFor(reason error) error {
 	c.endCalls(reason, true)
 	if word := c.role.Load(); word&roleMask == roleHandler {
 		c.takeOver(word) // so that the call is counted
+	}
+	for range 1000 { // the reader is about to pass the last endings on, or has
+		if !c.unsettled.Load() {
+			break
+		}
+		runtime.Gosched()
 	}
 	c.out.Lock()
 	if c.servingCount.Load() == 0 && !c.unsettled.Load() {
