@@ -30,7 +30,6 @@ func keepAliveOf(nc net.Conn, cfg *Config) time.Duration {
 type keepAlive struct {
 	c     *Conn
 	idle  time.Duration
-	timer *time.Timer
 	bytes uint64 // read at the last look
 	quiet int    // looks since then that found nothing more
 }
@@ -41,11 +40,10 @@ func (c *Conn) startKeepAlive() {
 		return
 	}
 	k := &keepAlive{c: c, idle: idle}
-	c.out.Lock() // look wants it, and so finds timer set
+	c.out.Lock() // look wants it, and so finds the timer there
 	defer c.out.Unlock()
 	if !c.life.over {
-		k.timer = time.AfterFunc(idle/keepAliveLooks, k.look)
-		c.alive = k.timer
+		c.alive = time.AfterFunc(idle/keepAliveLooks, k.look)
 	}
 }
 
@@ -75,7 +73,7 @@ func (k *keepAlive) look() {
 		c.pingSend = true
 		c.out.Signal()
 	}
-	k.timer.Reset(k.idle / keepAliveLooks)
+	c.alive.Reset(k.idle / keepAliveLooks)
 	c.out.Unlock()
 	if ping {
 		c.out.Flush()

@@ -154,12 +154,11 @@ func (s *Stream) send(ctx context.Context, msg []byte) error {
 	return nil
 }
 
-// mayBegin reports whether the window has place for a message. One that is
-// larger than the window may begin when less than a quarter is outstanding, for
-// that much may be handled without the other side saying so.
-func (s *Stream) mayBegin(cost int) bool {
-	window := s.conn.limits.streamWindow
-	return cost <= s.left || s.left > window-window/4
+// fitsWindow reports whether a window of which that much is left has place for a
+// message. One that is larger may begin when less than a quarter is outstanding,
+// for that much may be handled without the other side saying so.
+func fitsWindow(window, left, cost int) bool {
+	return cost <= left || left > window-window/4
 }
 
 // sendSlow sends a message against which something may stand: it waits until
@@ -171,7 +170,7 @@ func (s *Stream) sendSlow(ctx context.Context, msg []byte) error {
 	if len(msg) > c.limits.message {
 		return s.tooLong(len(msg))
 	}
-	free := func() bool { return !s.sending && s.mayBegin(cost) }
+	free := func() bool { return !s.sending && fitsWindow(c.limits.streamWindow, s.left, cost) }
 	for waited := false; ; {
 		if err := s.sendable(ctx); err != nil {
 			return err

@@ -21,14 +21,13 @@ type streamInput struct {
 	waiting bool          // Recv sleeps
 	ready   chan struct{} // and is woken by a token
 	err     error         // what Recv returns behind the queue
-	drop    bool          // nobody will receive: messages are dropped, and counted as handled
-	hungUp  bool          // and the other side is to learn of it when it sends one
+	hungUp  bool          // the other side is to learn that nobody receives when it sends something
 	begun   bool          // a header, a message or the end has arrived
 	header  Metadata      // of the other side
 	trailer Metadata
 	heard   chan struct{} // closed when begun; nil until somebody waits for that
 
-	cutOff  atomic.Bool   // err takes effect at once
+	cutOff  atomic.Bool   // err takes effect at once: messages are dropped, and counted as handled; stored with mu held
 	handled atomic.Uint64 // cost of the messages that were received or dropped
 
 	// Of the holder of the reading role.
@@ -76,7 +75,7 @@ func (in *streamInput) end(err error, cut bool) {
 	}
 	if cut {
 		in.cutOff.Store(true)
-		in.drop, in.queue = true, nil
+		in.queue = nil
 		in.handled.Store(in.got.Load())
 	}
 	in.start()
@@ -103,7 +102,7 @@ func (in *streamInput) put(frames []byte, owner *readBuffer, joins bool) (droppe
 	if !in.begun {
 		in.start()
 	}
-	if in.drop {
+	if in.cutOff.Load() {
 		in.handled.Store(in.got.Load())
 		if owner != nil {
 			readBuffers.Put(owner)
@@ -305,7 +304,7 @@ func (s *Stream) credit() {
 		return
 	}
 	in.mu.Lock()
-	if !in.drop { // else the reader does it
+	if !in.cutOff.Load() { // else the reader does it
 		in.handled.Add(uint64(in.count))
 	}
 	in.mu.Unlock()

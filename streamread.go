@@ -234,8 +234,7 @@ func (s *Stream) finish(err error) {
 		ctx.cancel(context.Canceled)
 	}
 	in.ctx.Store(nil)
-	in.stream.Store(nil) // what was not received is not to stay
-
+	in.stream.Store(nil)                                                            // what was not received is not to stay
 	in.crossing = int64(c.cfg.Limits.StreamWindow) + int64(c.cfg.Limits.MaxMessage) // before the slot is idle
 	c.expecting.Add(-1)
 	c.endServing(in)
@@ -321,7 +320,7 @@ func (rd *reader) data(s *Stream, h *FrameHeader, b []byte) error {
 				}
 				break
 			}
-			if !s.fits(left-cost, n+messageCost) {
+			if !fitsWindow(c.cfg.Limits.StreamWindow, left-cost, n+messageCost) {
 				if end == at {
 					return s.overrun()
 				}
@@ -351,12 +350,6 @@ func withoutMeta(h *FrameHeader, total int, payload []byte) []byte {
 // window returns the cost that the other side may still send.
 func (s *Stream) window() int {
 	return s.conn.cfg.Limits.StreamWindow - int(s.in.got.Load()-s.in.handled.Load())
-}
-
-// fits reports whether a message may begin with that much left.
-func (s *Stream) fits(left, cost int) bool {
-	window := s.conn.cfg.Limits.StreamWindow
-	return cost <= left || left > window-window/4
 }
 
 func (s *Stream) overrun() error {
@@ -393,7 +386,7 @@ func (s *Stream) part(h *FrameHeader, b []byte) ([]byte, error) {
 		return nil, err
 	}
 	cost := max(pre.total, len(payload)) + messageCost
-	if !s.fits(s.window(), cost) {
+	if !fitsWindow(c.cfg.Limits.StreamWindow, s.window(), cost) {
 		return nil, s.overrun()
 	}
 	in.got.Add(uint64(cost))
