@@ -412,15 +412,19 @@ func TestClosedPluginEndsItsCallsAndIsQuick(t *testing.T) {
 }
 
 func TestPluginThatDoesNotExit(t *testing.T) {
-	for behaviour, says := range map[string][]string{
-		"lingers":  {"terminated"},
-		"stubborn": {"had to be killed", "within 200ms", "ExitTimeout", `"I stay"`},
+	for behaviour, want := range map[string]struct {
+		exitTimeout time.Duration
+		says        []string
+	}{
+		// Half of it passes before SIGTERM, and half is there to obey it.
+		"lingers":  {3 * time.Second, []string{"terminated"}},
+		"stubborn": {200 * time.Millisecond, []string{"had to be killed", "within 200ms", "ExitTimeout", `"I stay"`}},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
 			lt := newLaunchTest(t, behaviour)
-			lt.cfg.Launch.ExitTimeout = 200 * time.Millisecond
+			lt.cfg.Launch.ExitTimeout = want.exitTimeout
 			err := lt.launch().Close()
-			for _, s := range says {
+			for _, s := range want.says {
 				if err == nil || !strings.Contains(err.Error(), s) {
 					t.Errorf("%v does not say %s", err, s)
 				}
