@@ -19,16 +19,40 @@ type Request struct {
 	in       *inCall  // the call's slot; nil for a one-way message
 	reader   *reader  // the reader whose goroutine runs the handler, when it runs inline
 	ctx      *requestContext
+	own      context.Context // what SetContext has set
 }
 
-// Context returns the request's context. It ends when the caller's does, when
-// the deadline passes, when the connection ends and when the handler returns.
-// Its value for InfoFromContext describes the request.
+// Context returns the request's context, or the one that middleware has put in its
+// place (SetContext). It ends when the caller's does, when the deadline passes,
+// when the connection ends and when the handler returns. Its value for
+// InfoFromContext describes the request.
 func (r *Request) Context() context.Context {
+	if r.own != nil {
+		return r.own
+	}
 	if r.ctx == nil {
 		r.ctx = r.conn.newContext(r)
 	}
 	return r.ctx
+}
+
+// SetContext makes ctx what Context returns from now on. Middleware calls it before
+// the next handler, to hand on values (a trace, an identity) or an earlier end:
+//
+//	ctx, cancel := context.WithTimeout(r.Context(), time.Second)
+//	defer cancel()
+//	r.SetContext(ctx)
+//	return next.ServeCall(r, reply)
+//
+// ctx must be derived from Context, so that it ends with the request and
+// InfoFromContext knows it. It stays when the next handler has returned: middleware
+// further out then sees it too. SetContext panics when ctx is nil.
+func (r *Request) SetContext(ctx context.Context) {
+	if ctx == nil {
+		panic("plugwire: SetContext: nil context")
+	}
+	r.Context() // by which release knows that there is something to end
+	r.own = ctx
 }
 
 // Method returns the name that was called.
@@ -234,7 +258,7 @@ func (x *requestContext) cancel(err error) {
 
 // release ends the context when its handler has returned.
 func (r *Request) release() {
-	r.reader, r.payload, r.meta, r.reply = nil, nil, nil, nil
+	r.reader, r.payload, r.meta, r.reply, r.own = nil, nil, nil, nil, nil
 	if r.ctx == nil {
 		return
 	}

@@ -26,6 +26,7 @@ type Stream struct {
 	back FrameFlags // BACK on the acceptor's side: a flag of every frame it sends
 	info Info
 	ctx  context.Context // the opener's own, or the handler's
+	own  context.Context // what SetContext has set
 	in   streamInput
 
 	// The sending half, guarded by the connection's out lock.
@@ -120,7 +121,25 @@ func streamError(err error, method string, notRun bool) *Error {
 // Context returns the opener's own context, or on the other side the handler's:
 // it ends when the opener resets the stream, when the deadline passes, when the
 // connection ends, when a NetConn of it is closed and when the handler returns.
-func (s *Stream) Context() context.Context { return s.ctx }
+// SetContext may have replaced it.
+func (s *Stream) Context() context.Context {
+	if s.own != nil {
+		return s.own
+	}
+	return s.ctx
+}
+
+// SetContext makes ctx what Context returns from now on, as Request.SetContext does:
+// it is for a function around a handler of HandleStream, which calls it before the
+// handler and before any other goroutine has the stream. ctx must be derived from
+// Context. Send and Recv go on to heed the stream's own. SetContext panics when
+// ctx is nil.
+func (s *Stream) SetContext(ctx context.Context) {
+	if ctx == nil {
+		panic("plugwire: SetContext: nil context")
+	}
+	s.own = ctx
+}
 
 // Info describes the stream: the method, the other side, and on the acceptor's
 // side the opener's metadata.
