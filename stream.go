@@ -30,24 +30,25 @@ type Stream struct {
 	in   streamInput
 
 	// The sending half, guarded by the connection's out lock.
-	opened  bool       // OPEN was sent, or has arrived
-	spoke   bool       // the acceptor's header, or what stands for it, was sent
-	ready   bool       // nothing but credit stands against a message
-	sending bool       // a message of several frames is being sent
-	closed  bool       // CLOSE was sent
-	gaveUp  bool       // RESET was sent
-	over    bool       // the slot is not this stream's any more
-	freed   bool       // LAST has arrived, or the connection has ended
-	err     error      // why nothing more can be sent
-	left    int        // cost that may be sent; less than 0 after a message larger than the window
-	header  Metadata   // to be sent before the first message
-	trailer Metadata   // to be sent with the end
-	gate    batch.Gate // those who wait for credit, or for another's long message
-	told    uint64     // cost of handled messages that the other side has been told of
-	due     int        // cost of which it is to be told
-	listed  bool       // in the connection's dirty
-	slot    *outCall   // the opener's
-	place   *inCall    // the acceptor's
+	opened  bool          // OPEN was sent, or has arrived
+	spoke   bool          // the acceptor's header, or what stands for it, was sent
+	ready   bool          // nothing but credit stands against a message
+	sending bool          // a message of several frames is being sent
+	closed  bool          // CLOSE was sent
+	gaveUp  bool          // RESET was sent
+	over    bool          // the slot is not this stream's any more
+	freed   bool          // LAST has arrived, or the connection has ended
+	err     error         // why nothing more can be sent
+	done    chan struct{} // closed when err is set; nil until somebody asks
+	left    int           // cost that may be sent; less than 0 after a message larger than the window
+	header  Metadata      // to be sent before the first message
+	trailer Metadata      // to be sent with the end
+	gate    batch.Gate    // those who wait for credit, or for another's long message
+	told    uint64        // cost of handled messages that the other side has been told of
+	due     int           // cost of which it is to be told
+	listed  bool          // in the connection's dirty
+	slot    *outCall      // the opener's
+	place   *inCall       // the acceptor's
 
 	handler func(*Stream) error // the acceptor's
 	refusal *Error              // or why there is none
@@ -392,7 +393,7 @@ func (s *Stream) giveUp(code Code, why *Error) {
 // longer needed either. Called under out's lock.
 func (s *Stream) endLocked(err error, cut, free bool) {
 	if s.err == nil {
-		s.err, s.ready = err, false
+		s.setErr(err)
 		if ctx, ok := s.ctx.(*requestContext); ok && s.back != 0 { // not of a refused stream
 			ctx.cancel(context.Canceled)
 		}
@@ -406,6 +407,39 @@ func (s *Stream) endLocked(err error, cut, free bool) {
 			s.freeSlot()
 		}
 	}
+}
+
+// setErr ends the sending half. Called under out's lock, once.
+func (s *Stream) setErr(err error) {
+	s.err, s.ready = err, false
+	if s.done != nil {
+		close(s.done)
+	}
+}
+
+// Done is closed when the stream is over: the handler has returned, either side has
+// reset the stream, the opener's context or the connection has ended. Messages that
+// arrived before may still be there for Recv.
+func (s *Stream) Done() <-chan struct{} {
+	s.conn.out.Lock()
+	if s.done == nil {
+		s.done = make(chan struct{})
+		if s.err != nil {
+			close(s.done)
+		}
+	}
+	done := s.done
+	s.conn.out.Unlock()
+	s.conn.ensureReader() // the caller is about to wait
+	return done
+}
+
+// Err returns nil until Done is closed, and then why: io.EOF when the other side
+// has ended the stream well, else what Send returns.
+func (s *Stream) Err() error {
+	s.conn.out.Lock()
+	defer s.conn.out.Unlock()
+	return s.err
 }
 
 // freeSlot gives the opener's slot back. Called under out's lock.

@@ -206,7 +206,7 @@ func (s *Stream) finish(err error) {
 		s.begin(context.Background(), false)
 	}
 	if s.err == nil {
-		s.err, s.ready = &Error{Code: FailedPrecondition, Op: "stream", Addr: s.info.Method, Message: "the handler has returned"}, false
+		s.setErr(&Error{Code: FailedPrecondition, Op: "stream", Addr: s.info.Method, Message: "the handler has returned"})
 		c.out.OpenAll(&s.gate)
 	}
 	for s.sending && c.waitFor(context.Background(), &s.gate, func() bool { return !s.sending }) == nil { // another goroutine's message is aborted
