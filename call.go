@@ -151,7 +151,15 @@ func (c *Conn) Do(ctx context.Context, call *Call) error {
 	turn := c.out.Turn(alone)
 	c.out.Unlock()
 	c.out.FlushTurn(turn)
-	if alone && c.borrow(done) {
+	over := func() bool {
+		select {
+		case <-done:
+			return true // the reader no longer counts it
+		default:
+			return false
+		}
+	}
+	if alone && c.borrow(over) {
 		call.join()
 		return call.Err
 	}
@@ -407,6 +415,30 @@ func (c *Conn) waitFor(ctx context.Context, g *batch.Gate, open func() bool) err
 	c.ensureReader()
 	c.out.Lock()
 	return c.out.Wait(ctx, g, open)
+}
+
+// waitForPeer is waitFor for what only the other side can bring about: who waits
+// alone reads it himself.
+func (c *Conn) waitForPeer(ctx context.Context, g *batch.Gate, open func() bool) error {
+	over := func() bool {
+		c.out.Lock()
+		defer c.out.Unlock()
+		if !open() {
+			return false
+		}
+		c.expecting.Add(-1)
+		return true
+	}
+	alone := c.expecting.Add(1) == 1
+	c.out.Unlock()
+	c.out.Flush()
+	borrowed := alone && c.borrow(over)
+	c.out.Lock()
+	if borrowed {
+		return nil
+	}
+	c.expecting.Add(-1)
+	return c.waitFor(ctx, g, open)
 }
 
 // beginLarge appends a request that takes several frames. When it cannot be sent

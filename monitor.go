@@ -86,6 +86,7 @@ func (c *Conn) looked() bool {
 		c.nc.SetReadDeadline(time.Unix(1, 0)) // see fill
 	case roleFree:
 		if c.role.CompareAndSwap(word, nextRole(word, roleReading)) {
+			c.reader.found = true
 			c.workers.run(c.reader)
 		}
 	case roleReading:

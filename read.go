@@ -39,6 +39,9 @@ type reader struct {
 	noteMsgs  uint64
 	delivered bool // the last frames had endings of own calls
 	served    bool // or calls and messages of the other side's
+	streamed  bool // or were a stream's
+	stay      int  // batches of streams' frames for which the role is not let go
+	found     bool // the monitor has found the role free for a while
 
 	control   int       // frames that are no messages, taken in since the last that was one
 	controlAt time.Time // when a multiple of controlRun was last reached
@@ -61,6 +64,7 @@ type reader struct {
 
 	// Of fill.
 	readFunc func(fd uintptr) bool
+	waited   bool // for something to arrive
 	n        int
 	err      error
 }
@@ -90,7 +94,7 @@ func (rd *reader) fill() error {
 	}
 	var err error
 	if c.raw != nil {
-		rd.n, rd.err = 0, nil
+		rd.n, rd.err, rd.waited = 0, nil, false
 		if err = c.raw.Read(rd.readFunc); err == nil {
 			err = rd.err
 		}
@@ -125,8 +129,11 @@ func (rd *reader) readRaw(fd uintptr) bool {
 	rd.ensureBuffer()
 	again := false
 	rd.n, again, rd.err = readOnce(fd, rd.buf[rd.w:])
-	if again && rd.w == 0 {
-		rd.releaseBuffer()
+	if again {
+		rd.waited = true
+		if rd.w == 0 {
+			rd.releaseBuffer()
+		}
 	}
 	return !again
 }
@@ -186,13 +193,19 @@ func (rd *reader) run() {
 			c.readFailed(err)
 			return
 		}
+		if rd.found {
+			rd.found = false
+			if !rd.waited {
+				rd.stay = stayBatches
+			}
+		}
 	}
 }
 
 // process takes in the whole frames in the buffer.
 func (rd *reader) process(borrowed bool) verdict {
 	c := rd.c
-	rd.served, rd.delivered = false, false
+	rd.served, rd.delivered, rd.streamed = false, false, false
 	for rd.w-rd.r >= frameHeaderLen {
 		ended := c.ended.Load() && !c.life.theyAreDone // this side has closed: what still comes is discarded
 		b := rd.buf[rd.r:rd.w]

@@ -11,9 +11,13 @@ const (
 	roleFree     = iota // nobody reads; whoever needs something to be read takes the role
 	roleReading         // a reader's goroutine reads, or takes in frames
 	roleHandler         // a reader's goroutine is in a handler: a stand-in may take the role
-	roleBorrowed        // a lone caller reads its own reply
+	roleBorrowed        // a goroutine that waits alone reads what it waits for
 	roleMask     = 3
 )
+
+// stayBatches is for how many batches of streams' frames the role is kept after
+// frames had to wait because it was free: whoever received was busy with a message.
+const stayBatches = 256
 
 // nextRole returns the role word with the given state and a new epoch.
 func nextRole(word, state uint64) uint64 { return (word | roleMask) + 1 | state }
@@ -31,14 +35,30 @@ type mark struct {
 func markOf(word uint64) uint64 { return word / (roleMask + 1) % 2 }
 
 // letGo frees the role after the ending of a lone call, so that the next lone
-// caller can read its own reply, and reports whether it did.
+// caller can read its own reply, or after frames of streams, so that the next
+// Recv can read its own messages. It reports whether it did.
 func (rd *reader) letGo() bool {
 	c := rd.c
-	if !rd.delivered || rd.served || c.crowd.Load() || c.raw == nil || rd.w > rd.r || c.expecting.Load() > 0 || c.ended.Load() {
+	switch {
+	case !rd.delivered && !rd.streamed, rd.served, c.crowd.Load(), c.raw == nil, c.ended.Load():
+		return false
+	case rd.streamed && rd.stay > 0:
+		rd.stay--
 		return false
 	}
-	rd.releaseBuffer()
-	return c.freeRole()
+	return rd.free()
+}
+
+// free frees the role, with what has arrived of a frame, unless somebody expects
+// something, and reports whether it did.
+func (rd *reader) free() bool {
+	if rd.c.expecting.Load() > 0 {
+		return false
+	}
+	if rd.w == rd.r {
+		rd.releaseBuffer()
+	}
+	return rd.c.freeRole()
 }
 
 // freeRole frees the role unless somebody expects something, and reports
@@ -51,10 +71,11 @@ func (c *Conn) freeRole() bool {
 	return c.expecting.Load() == 0 || !c.role.CompareAndSwap(word, nextRole(word, roleReading))
 }
 
-// borrow has the only caller in flight, who waits at done, read its reply itself: it
-// saves two changes of goroutine. It reports whether the call has ended; when
-// not, a reader's goroutine reads and the caller waits like any other.
-func (c *Conn) borrow(done chan struct{}) bool {
+// borrow has the only goroutine that waits for something to be received read it
+// itself: it saves two changes of goroutine. over says that it is there, and that
+// the goroutine no longer counts in expecting. borrow reports whether that was so;
+// when not, a reader's goroutine reads and the borrower waits like any other.
+func (c *Conn) borrow(over func() bool) bool {
 	word := c.role.Load()
 	if c.raw == nil || word&roleMask != roleFree || !c.role.CompareAndSwap(word, nextRole(word, roleBorrowed)) {
 		return false
@@ -64,35 +85,27 @@ func (c *Conn) borrow(done chan struct{}) bool {
 	for {
 		v := needMore
 		if rd.w > rd.r {
-			v = rd.process(true)
-		}
-		if v == readOver { // nobody will read again; the monitor need not look for somebody
-			c.role.Store(nextRole(c.role.Load(), roleReading))
-			return false
+			if v = rd.process(true); v == readOver { // nobody will read again; the monitor need not look for somebody
+				c.role.Store(nextRole(c.role.Load(), roleReading))
+				return false
+			}
+			rd.settle()
 		}
 		if v == needMore {
-			select {
-			case <-done:
-				rd.settle()
-				if rd.w == rd.r {
-					rd.releaseBuffer()
-					if c.freeRole() {
-						return true
-					}
-				} else {
+			if over() {
+				if rd.streamed && rd.stay > 0 || !rd.free() {
 					c.role.Store(nextRole(c.role.Load(), roleReading))
+					c.workers.run(rd)
 				}
-				c.workers.run(rd)
 				return true
-			default:
 			}
 			err := rd.fill()
 			if err == nil {
 				continue
 			}
 		}
-		// A handler must run, the call takes long, or the connection ends (as
-		// the next read will find too).
+		// A handler must run, it takes long, or the connection ends (as the
+		// next read will find too).
 		c.role.Store(nextRole(c.role.Load(), roleReading))
 		c.workers.run(rd)
 		return false
@@ -131,7 +144,7 @@ func (c *Conn) takeOver(word uint64) {
 		rd.ensureBuffer()
 		rd.w = copy(rd.buf[:], old.buf[m.r:old.w])
 	}
-	rd.endings, rd.made = old.endings, old.made
+	rd.endings, rd.made, rd.stay = old.endings, old.made, old.stay
 	rd.freed, old.freed = old.freed, nil
 	rd.noteBytes, rd.noteMsgs = m.noteBytes, m.noteMsgs
 	c.oneWay.gotBytes, c.oneWay.gotMsgs = m.gotBytes, m.gotMsgs

@@ -13,9 +13,9 @@ import (
 // (Conn.OpenStream) and answered by a handler of the other (Mux.HandleStream). An
 // unread stream slows its own sender only: each direction has a window of credit.
 //
-// Send and Recv may be called at the same time, and so may all other methods.
-// The messages of several goroutines that call Send are not mixed, but come in
-// any order; those that call Recv get a message each.
+// Send and Recv may be called at the same time, and so may all other methods, but
+// only one goroutine at a time may receive. The messages of several goroutines
+// that call Send are not mixed, but come in any order.
 //
 // The stream ends when the handler has returned. Until then it holds a place in
 // the other side's Limits.MaxCalls; an opener that loses interest calls Reset or
@@ -73,8 +73,7 @@ func (c *Conn) OpenStream(ctx context.Context, method string) (*Stream, error) {
 	m.deadline, _ = ctx.Deadline()
 	s := &Stream{conn: c, ctx: ctx, left: c.limits.streamWindow}
 	s.info = Info{Method: method, Peer: c.peer, Conn: c}
-	s.in.init()
-	c.expecting.Add(1) // for as long as the stream lives
+	s.in.init(c)
 	c.out.Lock()
 	switch {
 	case !c.streams:
@@ -84,7 +83,6 @@ func (c *Conn) OpenStream(ctx context.Context, method string) (*Stream, error) {
 	}
 	if err != nil {
 		c.out.Unlock()
-		c.expecting.Add(-1)
 		return nil, streamError(err, method, true)
 	}
 	s.id, s.slot = c.takeSlot()
@@ -198,7 +196,11 @@ func (s *Stream) sendSlow(ctx context.Context, msg []byte) error {
 		if !free() || !waited && !s.gate.Empty() {
 			waited = true
 			s.ready = false // until nobody waits
-			if err := c.waitFor(ctx, &s.gate, func() bool { return free() || s.err != nil || s.closed }); err != nil {
+			wait := c.waitForPeer
+			if s.sending {
+				wait = c.waitFor
+			}
+			if err := wait(ctx, &s.gate, func() bool { return free() || s.err != nil || s.closed }); err != nil {
 				return s.wrap(err)
 			}
 			continue
@@ -456,7 +458,6 @@ func (s *Stream) freeSlot() {
 	if stop := s.stopWatch; stop != nil {
 		stop()
 	}
-	c.expecting.Add(-1)
 	c.freeSlot(s.id, e)
 }
 

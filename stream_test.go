@@ -438,7 +438,7 @@ func TestShutdownWaitsForStreams(t *testing.T) {
 	})
 }
 
-// Several goroutines may send, and several receive.
+// Several goroutines may send.
 func TestStreamsAreShared(t *testing.T) {
 	overTransports(t, func(t *testing.T, transport string) {
 		cfg := serves(streamMux())
@@ -446,7 +446,7 @@ func TestStreamsAreShared(t *testing.T) {
 		x, y := pair(t, transport, cfg, cfg)
 		s := openStream(t, x, "stream.echo")
 		const senders, n = 5, 60
-		var wg, rg sync.WaitGroup
+		var wg sync.WaitGroup
 		for i := range senders {
 			wg.Go(func() {
 				for j := range n {
@@ -456,34 +456,48 @@ func TestStreamsAreShared(t *testing.T) {
 				}
 			})
 		}
-		var mu sync.Mutex
+		go func() {
+			wg.Wait()
+			s.CloseSend()
+		}()
 		seen := make(map[uint64]bool)
-		for range 3 {
-			rg.Go(func() {
-				for {
-					b, err := s.Recv()
-					if err == io.EOF {
-						return
-					}
-					seed, err2 := unseal(b)
-					if err != nil || err2 != nil {
-						t.Error(err, err2)
-						return
-					}
-					mu.Lock()
-					seen[seed] = true
-					mu.Unlock()
-				}
-			})
+		for {
+			b, err := s.Recv()
+			if err == io.EOF {
+				break
+			}
+			seed, err2 := unseal(b)
+			if err != nil || err2 != nil {
+				t.Fatal(err, err2)
+			}
+			seen[seed] = true
 		}
-		wg.Wait()
-		s.CloseSend()
-		rg.Wait()
 		if len(seen) != senders*n {
 			t.Errorf("%d messages of %d", len(seen), senders*n)
 		}
 		accounts(t, x, y)
 	})
+}
+
+func TestASecondReceiverPanics(t *testing.T) {
+	x, _ := pair(t, "unix", nil, serves(streamMux()))
+	s := openStream(t, x, "stream.echo")
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		s.Recv()
+	}()
+	until(t, "Recv", func() bool { s.in.mu.Lock(); defer s.in.mu.Unlock(); return s.in.waiting })
+	func() {
+		defer func() {
+			if p := fmt.Sprint(recover()); !strings.Contains(p, "two goroutines") {
+				t.Error(p)
+			}
+		}()
+		s.Recv()
+	}()
+	s.Close()
+	receive(t, "the end", ended)
 }
 
 func TestStreamMessageThatIsTooLong(t *testing.T) {

@@ -63,9 +63,7 @@ func (c *streamConn) Read(b []byte) (int, error) {
 				continue // to say why
 			}
 		}
-		c.s.in.recvMu.Lock()
 		msg, err := c.s.recv(b[:0:len(b)], stop)
-		c.s.in.recvMu.Unlock()
 		switch {
 		case err == errRecvStopped:
 			continue // to say why

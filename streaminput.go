@@ -14,6 +14,8 @@ import (
 // time, and Recv takes all that there are at once, so that a message costs
 // neither of them a lock.
 type streamInput struct {
+	conn *Conn
+
 	mu      sync.Mutex
 	queue   []segment     // frames of DATA, and ABORT
 	spare   []byte        // for the next small segment
@@ -38,21 +40,22 @@ type streamInput struct {
 	closed bool          // CLOSE has arrived
 	reset  bool          // RESET has arrived
 
-	// recvMu is held by the one who receives.
-	recvMu  sync.Mutex
-	cur     []segment // taken from the queue
-	at, pos int       // the segment, and the place in it, of the next frame
-	part    []byte    // of a message whose rest is still to come
-	partLen int       // its announced total
-	count   int       // cost of received messages that handled does not have yet
+	// Of the one who receives.
+	receiving bool
+	cur       []segment // taken from the queue
+	at, pos   int       // the segment, and the place in it, of the next frame
+	part      []byte    // of a message whose rest is still to come
+	partLen   int       // its announced total
+	count     int       // cost of received messages that handled does not have yet
 }
 
-func (in *streamInput) init() { in.ready = make(chan struct{}, 1) }
+func (in *streamInput) init(c *Conn) { in.conn, in.ready = c, make(chan struct{}, 1) }
 
-// wake wakes Recv. Called with mu held.
+// wake wakes Recv, which no longer expects anything. Called with mu held.
 func (in *streamInput) wake() {
 	if in.waiting {
 		in.waiting = false
+		in.conn.expecting.Add(-1)
 		in.ready <- struct{}{}
 	}
 }
@@ -166,7 +169,7 @@ func (in *streamInput) extend(g *segment, b []byte) bool {
 // streamKeep is the largest buffer that a stream keeps while nothing arrives.
 const streamKeep = 4 << 10
 
-// release gives back the segment that has been taken in. Called with recvMu held.
+// release gives back the segment that has been taken in. Called by the one who receives.
 func (in *streamInput) release(g *segment) {
 	if g.owner == nil && cap(g.b) <= streamKeep {
 		in.mu.Lock()
@@ -183,13 +186,17 @@ func (s *Stream) Recv() ([]byte, error) { return s.AppendRecv(nil) }
 
 // AppendRecv is Recv into a slice of the caller's: the message is appended to dst.
 func (s *Stream) AppendRecv(dst []byte) ([]byte, error) {
-	s.in.recvMu.Lock()
-	defer s.in.recvMu.Unlock()
-	return s.recv(dst, nil)
+	in := &s.in
+	if in.receiving { // no lock: it would cost as much as all else
+		panic("plugwire: two goroutines receive from one stream at once")
+	}
+	in.receiving = true
+	dst, err := s.recv(dst, nil)
+	in.receiving = false
+	return dst, err
 }
 
 // recv is AppendRecv that gives up, with errRecvStopped, when stop is closed.
-// Called with recvMu held.
 func (s *Stream) recv(dst []byte, stop <-chan struct{}) ([]byte, error) {
 	in := &s.in
 	start := len(dst)
@@ -262,15 +269,21 @@ func (s *Stream) refill(stop <-chan struct{}) error {
 			in.mu.Unlock()
 			return nil
 		}
-		in.waiting = true
 		in.mu.Unlock()
 		if s.back != 0 {
 			c.out.Flush()
-		} else if err := s.announce(s.ctx, false); err != nil { // perhaps it only receives
-			if in.stopWaiting() {
-				continue // to what has arrived before the end
-			}
+		} else if err := s.announce(s.ctx, false); err != nil && !in.there() { // perhaps it only receives
 			return err
+		}
+		over := func() bool {
+			there := in.there()
+			if there {
+				c.expecting.Add(-1)
+			}
+			return there
+		}
+		if c.expecting.Add(1) == 1 && c.borrow(over) || !in.startWaiting() {
+			continue
 		}
 		c.ensureReader()
 		select {
@@ -285,15 +298,36 @@ func (s *Stream) refill(stop <-chan struct{}) error {
 // errRecvStopped is what recv returns when it was stopped.
 var errRecvStopped = errors.New("plugwire: stopped")
 
-// stopWaiting takes back that Recv waits, and reports whether the end is known.
-func (in *streamInput) stopWaiting() (ended bool) {
+// there reports whether there is something for Recv.
+func (in *streamInput) there() bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return len(in.queue) > 0 || in.err != nil
+}
+
+// startWaiting says that Recv waits, unless something is there: then it no
+// longer expects anything, and false is returned.
+func (in *streamInput) startWaiting() bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if len(in.queue) > 0 || in.err != nil {
+		in.conn.expecting.Add(-1)
+		return false
+	}
+	in.waiting = true
+	return true
+}
+
+// stopWaiting takes that back.
+func (in *streamInput) stopWaiting() {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if !in.waiting { // the token has been sent
 		<-in.ready
+		return
 	}
 	in.waiting = false
-	return in.err != nil
+	in.conn.expecting.Add(-1)
 }
 
 // credit tells the other side of received messages when they are a quarter of
@@ -360,8 +394,10 @@ func (in *streamInput) awaitHeader(s *Stream) (Metadata, error) {
 		}
 		heard := in.heard
 		in.mu.Unlock()
+		s.conn.expecting.Add(1)
 		s.conn.ensureReader()
 		<-heard // the end of the context or the connection closes it too
+		s.conn.expecting.Add(-1)
 		in.mu.Lock()
 	}
 	defer in.mu.Unlock()

@@ -19,6 +19,7 @@ const featureStreams = "streams"
 // RESET, or a CREDIT or ABORT that names a slot of one.
 func (rd *reader) streamFrame(h *FrameHeader, b []byte) error {
 	c := rd.c
+	rd.streamed = true
 	switch {
 	case !c.streams:
 		return fmt.Errorf("plugwire: %v, a feature that was not agreed on", h.Type)
@@ -121,12 +122,11 @@ func (rd *reader) open(h *FrameHeader, b []byte) error {
 		r.deadline = time.Now().Add(pre.left)
 	}
 	s := &Stream{conn: c, id: h.ID, back: FlagBack, opened: true, left: c.limits.streamWindow, place: in}
-	s.in.init()
+	s.in.init(c)
 	c.keep(in)
 	in.crossing = 0
 	in.stream.Store(s)
 	in.state.Store(inStream)
-	c.expecting.Add(1)
 	switch {
 	case m == nil:
 		s.refusal = &Error{Code: Unimplemented, Message: fmt.Sprintf("no method %q", r.name), notRun: true}
@@ -236,7 +236,6 @@ func (s *Stream) finish(err error) {
 	in.ctx.Store(nil)
 	in.stream.Store(nil)                                                            // what was not received is not to stay
 	in.crossing = int64(c.cfg.Limits.StreamWindow) + int64(c.cfg.Limits.MaxMessage) // before the slot is idle
-	c.expecting.Add(-1)
 	c.endServing(in)
 	turn := c.out.Turn(c.servingCount.Load() == 0)
 	c.out.Unlock()
