@@ -346,6 +346,9 @@ func isTimeout(err error) bool {
 // eachWay runs f in every role over every transport.
 func eachWay(t *testing.T, f func(t *testing.T, w way)) {
 	for _, w := range ways {
-		t.Run(w.String(), func(t *testing.T) { f(t, w) })
+		t.Run(w.String(), func(t *testing.T) {
+			watchdog(t)
+			f(t, w)
+		})
 	}
 }
