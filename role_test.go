@@ -56,7 +56,11 @@ func TestRecvReadsItself(t *testing.T) {
 		_, err := x.Call(background, "echo", []byte("hello"))
 		called <- err
 	}()
-	until(t, "the request", func() bool { x.out.Lock(); defer x.out.Unlock(); return x.out.Sent() == x.out.Position() && x.callsSent > 0 })
+	until(t, "the request", func() bool {
+		x.out.Lock()
+		defer x.out.Unlock()
+		return x.out.Sent() == x.out.Position() && x.callsSent > 0
+	})
 	select {
 	case err := <-called:
 		t.Fatalf("answered (%v), but nobody reads", err)
