@@ -55,7 +55,7 @@ type Limits struct {
 	MaxCalls        int // calls that the other side may have in flight on one connection; default 16384
 	MaxMessage      int // bytes of one request, reply or one-way message; default 64 MiB
 	MaxFrame        int // bytes of one frame's payload; default and most 64 KiB, least 4 KiB
-	MaxRequestBytes int // bytes of all requests in flight on one connection; default 128 MiB, least MaxMessage
+	MaxRequestBytes int // bytes of all requests in flight on one connection, and as many again of stream messages larger than StreamWindow; default 128 MiB, least MaxMessage
 	OneWayWindow    int // bytes, plus 64 for each, of one-way messages not yet handled; default 4 MiB
 	StreamWindow    int // bytes, plus 64 for each, of one stream's messages not yet received; default 1 MiB
 }

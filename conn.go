@@ -36,6 +36,7 @@ type Conn struct {
 	free     []uint32           // slots that were used before and are free
 	used     uint32             // slots that were ever used
 	reserved int                // request bytes of this side's calls in flight
+	large    largeMessages      // of streams
 	admit    batch.Gate         // calls that wait for a slot or for request bytes
 	notes    outNotes           // this side's one-way messages
 	life     lifecycle          // what may still be opened, and by whom

@@ -320,11 +320,11 @@ func accounts(t testing.TB, conns ...*Conn) {
 			c.out.Lock()
 			defer c.out.Unlock()
 			if int(c.used) == len(c.free) && c.reserved == 0 && c.servingBytes.Load() == 0 &&
-				c.servingCount.Load() == 0 && c.expecting.Load() == 0 {
+				c.servingCount.Load() == 0 && c.expecting.Load() == 0 && c.large.sent == 0 && c.large.held == 0 {
 				return ""
 			}
-			return fmt.Sprintf("%d of %d slots free, %d bytes reserved, serving %d calls of %d bytes, %d expecting",
-				len(c.free), c.used, c.reserved, c.servingCount.Load(), c.servingBytes.Load(), c.expecting.Load())
+			return fmt.Sprintf("%d of %d slots free, %d bytes reserved, serving %d calls of %d bytes, %d expecting, large messages: %d sent, %d held",
+				len(c.free), c.used, c.reserved, c.servingCount.Load(), c.servingBytes.Load(), c.expecting.Load(), c.large.sent, c.large.held)
 		}
 		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
 			if last = state(); last == "" {

@@ -22,6 +22,18 @@ func takeOverNow(r *Request) {
 	}
 }
 
+// randomTakeOvers is middleware that does so in one of n runs of every handler.
+func randomTakeOvers(n int) func(Handler) Handler {
+	return func(next Handler) Handler {
+		return HandlerFunc(func(r *Request, reply []byte) ([]byte, error) {
+			if rand.IntN(n) == 0 {
+				takeOverNow(r)
+			}
+			return next.ServeCall(r, reply)
+		})
+	}
+}
+
 // parallelChecks makes n verified calls from some goroutines.
 func parallelChecks(t *testing.T, c Caller, n int) {
 	t.Helper()

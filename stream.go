@@ -44,6 +44,7 @@ type Stream struct {
 	header  Metadata      // to be sent before the first message
 	trailer Metadata      // to be sent with the end
 	gate    batch.Gate    // those who wait for credit, or for another's long message
+	large   int           // cost of the large message that was sent and not yet received
 	told    uint64        // cost of handled messages that the other side has been told of
 	due     int           // cost of which it is to be told
 	listed  bool          // in the connection's dirty
@@ -188,8 +189,10 @@ func (s *Stream) sendSlow(ctx context.Context, msg []byte) error {
 	if len(msg) > c.limits.message {
 		return s.tooLong(len(msg))
 	}
+	large := len(msg) > c.limits.frame && cost > c.limits.streamWindow
 	free := func() bool { return !s.sending && fitsWindow(c.limits.streamWindow, s.left, cost) }
-	for waited := false; ; {
+	fits := func() bool { return c.large.sent == 0 || c.large.sent+cost <= c.limits.requestBytes }
+	for waited, queued := false, false; ; {
 		if err := s.sendable(ctx); err != nil {
 			return err
 		}
@@ -205,6 +208,13 @@ func (s *Stream) sendSlow(ctx context.Context, msg []byte) error {
 			}
 			continue
 		}
+		if large && (!fits() || !queued && !c.large.gate.Empty()) {
+			queued = true
+			if err := c.waitFor(ctx, &c.large.gate, func() bool { return fits() || s.err != nil || s.closed }); err != nil {
+				return s.wrap(err)
+			}
+			continue
+		}
 		if len(msg) > c.limits.frame {
 			break
 		}
@@ -215,6 +225,10 @@ func (s *Stream) sendSlow(ctx context.Context, msg []byte) error {
 		}
 	}
 	s.left -= cost
+	if large {
+		s.large = cost
+		c.large.sent += cost
+	}
 	var err error
 	if len(msg) > c.limits.frame {
 		err = s.sendLong(ctx, &m)
@@ -223,6 +237,46 @@ func (s *Stream) sendSlow(ctx context.Context, msg []byte) error {
 	}
 	s.ready = s.err == nil && !s.sending && s.gate.Empty()
 	return err
+}
+
+// largeMessages counts the messages of several frames that are larger than their
+// stream's window, each way, against MaxRequestBytes of the side that holds them.
+// Guarded by out's lock.
+type largeMessages struct {
+	sent int        // cost of those that the other side has not yet received
+	held int        // cost of those that this side has not yet received
+	gate batch.Gate // those who wait to send one
+}
+
+// largeReceived is called when the other side no longer holds the stream's large message.
+func (s *Stream) largeReceived() {
+	if s.large > 0 {
+		s.conn.large.sent -= s.large
+		s.large = 0
+		s.conn.out.Open(&s.conn.large.gate)
+	}
+}
+
+// largeArrives counts a large message that begins to arrive.
+func (s *Stream) largeArrives(cost int) error {
+	c := s.conn
+	c.out.Lock()
+	defer c.out.Unlock()
+	if held := c.large.held; held > 0 && held+cost > c.cfg.Limits.MaxRequestBytes {
+		return fmt.Errorf("plugwire: large stream messages of %d bytes not yet received, MaxRequestBytes is %d", held+cost, c.cfg.Limits.MaxRequestBytes)
+	}
+	if !s.freed && !s.over {
+		c.large.held += cost
+		s.in.large, s.in.largeEnd = cost, s.in.got.Load()
+	}
+	return nil
+}
+
+// largeHandled is called when the other side learns that this one does not hold
+// the stream's large message any more, or has ended the stream.
+func (s *Stream) largeHandled() {
+	s.conn.large.held -= s.in.large
+	s.in.large = 0
 }
 
 func (s *Stream) tooLong(n int) error {
@@ -240,6 +294,7 @@ func (s *Stream) sendLong(ctx context.Context, m *message) error {
 		switch {
 		case !begun:
 			s.left += len(m.payload) + messageCost
+			s.largeReceived()
 		case c.life.ended, s.gaveUp: // after RESET nothing may follow
 		default: // LAST may only follow behind it, and the slot be free
 			c.out.Put(appendFrameHeader(c.out.Buffer(), FrameHeader{Type: FrameAbort, Flags: s.back, ID: s.id}))
@@ -403,8 +458,10 @@ func (s *Stream) endLocked(err error, cut, free bool) {
 	s.in.end(err, cut)
 	s.tellLocked() // of what was dropped
 	s.conn.out.OpenAll(&s.gate)
+	s.conn.out.OpenAll(&s.conn.large.gate)
 	if free && !s.freed {
 		s.freed = true
+		s.largeHandled()
 		if !s.sending {
 			s.freeSlot()
 		}
@@ -451,6 +508,7 @@ func (s *Stream) freeSlot() {
 	if s.slot == nil {
 		return
 	}
+	s.largeReceived()
 	e := s.slot
 	s.slot = nil
 	e.stream.Store(nil)

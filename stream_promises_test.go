@@ -444,3 +444,90 @@ func TestUnreadStreamHoldsItsWindow(t *testing.T) {
 		})
 	}
 }
+
+// Large messages of streams share a budget: who has one that was not received holds
+// up only other large ones.
+func TestLargeStreamMessagesTakeTurns(t *testing.T) {
+	overTransports(t, func(t *testing.T, transport string) {
+		const size = 600 << 10
+		receives := make(chan struct{})
+		m := streamMux()
+		m.HandleStream("late", func(s *Stream) error {
+			<-receives
+			for {
+				if _, err := s.Recv(); err != nil {
+					return nil
+				}
+			}
+		})
+		m.HandleStream("sends", func(s *Stream) error { // the same, the other way
+			for range 3 {
+				if err := s.Send(make([]byte, size)); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		cfg := serves(m)
+		cfg.Limits.StreamWindow = 64 << 10
+		cfg.Limits.MaxMessage, cfg.Limits.MaxRequestBytes = 1<<20, 1<<20
+		x, y := pair(t, transport, cfg, cfg)
+
+		first, second := openStream(t, x, "late"), openStream(t, x, "late")
+		if err := first.Send(make([]byte, size)); err != nil {
+			t.Fatal(err)
+		}
+		short, cancel := context.WithCancel(background)
+		gone, err := x.OpenStream(short, "late")
+		if err != nil {
+			t.Fatal(err)
+		}
+		sent := make(chan error, 2)
+		go func() { sent <- gone.Send(make([]byte, size)) }()
+		waiting := func() bool { x.out.Lock(); defer x.out.Unlock(); return !x.large.gate.Empty() }
+		until(t, "who waits", waiting)
+		cancel()
+		if err := receive(t, "a cancelled Send", sent); CodeOf(err) != Canceled {
+			t.Error(err)
+		}
+		go func() { sent <- second.Send(make([]byte, size)) }()
+		until(t, "who waits", waiting)
+
+		// What is not large goes on: messages, calls, and the other direction.
+		for range 3 {
+			echo := openStream(t, x, "stream.echo")
+			if err := echo.Send(make([]byte, 1000)); err != nil {
+				t.Fatal(err)
+			}
+			if b, err := echo.Recv(); len(b) != 1000 || err != nil {
+				t.Fatal(len(b), err)
+			}
+			echo.Close()
+			if _, err := x.Call(background, "echo", make([]byte, size)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		there := openStream(t, x, "sends")
+		for range 3 {
+			if b, err := there.Recv(); len(b) != size || err != nil {
+				t.Fatal(len(b), err)
+			}
+		}
+		select {
+		case err := <-sent:
+			t.Fatalf("a message beyond the budget was sent: %v", err)
+		default:
+		}
+		close(receives)
+		if err := receive(t, "the second Send", sent); err != nil {
+			t.Error(err)
+		}
+		for _, s := range []*Stream{first, second, there} {
+			s.CloseSend()
+			if _, err := s.Recv(); err != io.EOF {
+				t.Error(err)
+			}
+		}
+		accounts(t, x, y)
+	})
+}

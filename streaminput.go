@@ -40,6 +40,10 @@ type streamInput struct {
 	closed bool          // CLOSE has arrived
 	reset  bool          // RESET has arrived
 
+	// Guarded by out's lock.
+	large    int    // cost of the large message that was not yet received
+	largeEnd uint64 // got behind it
+
 	// Of the one who receives.
 	receiving bool
 	cur       []segment // taken from the queue
@@ -363,6 +367,9 @@ func (s *Stream) tellLocked() {
 	}
 	s.told += n
 	s.due += int(n)
+	if s.told >= s.in.largeEnd {
+		s.largeHandled()
+	}
 	if !s.listed {
 		s.listed = true
 		c.dirty = append(c.dirty, s)

@@ -225,6 +225,8 @@ func (s *Stream) finish(err error) {
 		c.out.Put(m.append(c.out.Buffer(), len(m.payload)))
 	}
 	s.over = true
+	s.largeReceived()
+	s.largeHandled()
 	s.in.end(s.err, true)
 	c.out.OpenAll(&s.gate)
 	if s.stopWatch != nil {
@@ -389,6 +391,11 @@ func (s *Stream) part(h *FrameHeader, b []byte) ([]byte, error) {
 		return nil, s.overrun()
 	}
 	in.got.Add(uint64(cost))
+	if pre.total > 0 && cost > c.cfg.Limits.StreamWindow {
+		if err := s.largeArrives(cost); err != nil {
+			return nil, err
+		}
+	}
 	in.total, in.have = pre.total, len(payload)
 	return payload, nil
 }
@@ -461,7 +468,9 @@ func (s *Stream) credited(b []byte) error {
 		return fmt.Errorf("plugwire: CREDIT of %d for slot %d, where %d is outstanding", n, s.id, c.limits.streamWindow-s.left)
 	}
 	c.reader.message() // it tells of some
-	s.left += int(n)
+	if s.left += int(n); s.left >= 0 {
+		s.largeReceived()
+	}
 	c.out.Open(&s.gate)
 	return nil
 }
