@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"math"
 	"time"
+
+	"github.com/plugwire/plugwire/internal/yield"
 )
 
 // message is something to send that may take several frames.
@@ -90,7 +92,7 @@ var errStopped = errors.New("plugwire: stopped")
 // gives up to wait and to write. An error after the first frame leaves the
 // message begun: the caller sends ABORT, where the kind has it.
 func (c *Conn) sendFragments(ctx context.Context, m *message, stop func() bool) (begun bool, err error) {
-	done := ctx.Done()
+	done, served := ctx.Done(), c.callsServed
 	for at := 0; at < len(m.payload); {
 		step := c.limits.frame
 		if at == 0 {
@@ -100,6 +102,11 @@ func (c *Conn) sendFragments(ctx context.Context, m *message, stop func() bool) 
 		if !c.out.HasRoom(step + frameHeaderLen) {
 			if c.out.Eager() {
 				c.flushLocked(ctx)
+				if c.othersWait(m, served) { // whose messages are small and should not wait for a slice of the processor
+					c.out.Unlock()
+					yield.Thread()
+					c.out.Lock()
+				}
 				continue
 			}
 			if err := c.out.WaitRoom(ctx, step+frameHeaderLen); err != nil {
@@ -128,6 +135,16 @@ func (c *Conn) sendFragments(ctx context.Context, m *message, stop func() bool) 
 		at += step
 	}
 	return true, nil
+}
+
+// othersWait reports whether others than the sender of m, which began when that
+// many calls were served, use the connection.
+func (c *Conn) othersWait(m *message, served uint64) bool {
+	own := int64(0)
+	if m.kind == FrameCall {
+		own = 1
+	}
+	return c.expecting.Load() > own || c.callsServed != served
 }
 
 // flushLocked writes what is pending, waiting if need be; the lock is given up meanwhile.
