@@ -61,15 +61,21 @@ func (a *assembly) put(rd *reader, b []byte) {
 
 // check reports what is wrong with a further frame, and whether it is the last.
 func (a *assembly) check(h *FrameHeader, b []byte) (whole bool, err error) {
-	have := a.have + len(b)
+	return checkPart(h, a.have, a.total, len(b))
+}
+
+// checkPart reports what is wrong with a frame that has n bytes of a message, of
+// which have of total have come before, and whether it is the last.
+func checkPart(h *FrameHeader, have, total, n int) (whole bool, err error) {
+	have += n
 	more := h.Flags&FlagMore != 0
 	switch {
-	case len(b) == 0:
+	case n == 0:
 		return false, errEmptyPart
-	case have > a.total || more && have == a.total:
-		return false, fmt.Errorf("plugwire: fragments of %v exceed the announced %d bytes", h.Type, a.total)
-	case !more && have < a.total:
-		return false, fmt.Errorf("plugwire: fragments of %v end at %d of %d bytes", h.Type, have, a.total)
+	case have > total || more && have == total:
+		return false, fmt.Errorf("plugwire: fragments of %v do not add up: they exceed the announced %d bytes", h.Type, total)
+	case !more && have < total:
+		return false, fmt.Errorf("plugwire: fragments of %v do not add up: they end at %d of %d bytes", h.Type, have, total)
 	}
 	return !more, nil
 }

@@ -408,18 +408,12 @@ func (c *Conn) room(ctx context.Context, n int) (bool, error) {
 // waitFor waits at a gate for something that the other side must do. It is
 // called and returns with out's lock held, and gives it up meanwhile.
 func (c *Conn) waitFor(ctx context.Context, g *batch.Gate, open func() bool) error {
-	c.expecting.Add(1)
-	defer c.expecting.Add(-1)
-	c.out.Unlock()
-	c.out.Flush()
-	c.ensureReader()
-	c.out.Lock()
-	return c.out.Wait(ctx, g, open)
+	return c.wait(ctx, g, open, false)
 }
 
-// waitForPeer is waitFor for what only the other side can bring about: who waits
-// alone reads it himself.
-func (c *Conn) waitForPeer(ctx context.Context, g *batch.Gate, open func() bool) error {
+// wait is waitFor; only says that nothing but what arrives can open the gate, so
+// that who waits alone may read it itself.
+func (c *Conn) wait(ctx context.Context, g *batch.Gate, open func() bool, only bool) error {
 	over := func() bool {
 		c.out.Lock()
 		defer c.out.Unlock()
@@ -432,13 +426,14 @@ func (c *Conn) waitForPeer(ctx context.Context, g *batch.Gate, open func() bool)
 	alone := c.expecting.Add(1) == 1
 	c.out.Unlock()
 	c.out.Flush()
-	borrowed := alone && c.borrow(over)
-	c.out.Lock()
-	if borrowed {
+	if only && alone && c.borrow(over) {
+		c.out.Lock()
 		return nil
 	}
-	c.expecting.Add(-1)
-	return c.waitFor(ctx, g, open)
+	defer c.expecting.Add(-1)
+	c.ensureReader()
+	c.out.Lock()
+	return c.out.Wait(ctx, g, open)
 }
 
 // beginLarge appends a request that takes several frames. When it cannot be sent

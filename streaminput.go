@@ -306,15 +306,17 @@ var errRecvStopped = errors.New("plugwire: stopped")
 func (in *streamInput) there() bool {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	return len(in.queue) > 0 || in.err != nil
+	return in.thereLocked()
 }
+
+func (in *streamInput) thereLocked() bool { return len(in.queue) > 0 || in.err != nil }
 
 // startWaiting says that Recv waits, unless something is there: then it no
 // longer expects anything, and false is returned.
 func (in *streamInput) startWaiting() bool {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	if len(in.queue) > 0 || in.err != nil {
+	if in.thereLocked() {
 		in.conn.expecting.Add(-1)
 		return false
 	}

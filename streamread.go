@@ -363,21 +363,14 @@ func (s *Stream) overrun() error {
 func (s *Stream) part(h *FrameHeader, b []byte) ([]byte, error) {
 	c, in := s.conn, &s.in
 	if in.total > 0 {
-		more := h.Flags&FlagMore != 0
-		switch {
-		case h.Flags&(FlagBegin|FlagMeta) != 0:
+		if h.Flags&(FlagBegin|FlagMeta) != 0 {
 			return nil, errBeginTwice
-		case len(b) == 0:
-			return nil, errEmptyPart
 		}
-		in.have += len(b)
-		if in.have > in.total || more == (in.have == in.total) {
-			return nil, fmt.Errorf("plugwire: fragments of DATA do not add up to the announced %d bytes", in.total)
-		}
-		if !more {
+		whole, err := checkPart(h, in.have, in.total, len(b))
+		if in.have += len(b); whole {
 			in.total, in.have = 0, 0
 		}
-		return b, nil
+		return b, err
 	}
 	if h.Flags&(FlagBegin|FlagMore) == FlagMore {
 		return nil, errNoBegin
