@@ -44,6 +44,8 @@ type Config struct {
 	Unix   UnixConfig
 	TCP    TCPConfig
 	Launch LaunchConfig
+
+	secret *secret // of a launch, which both sides prove to know; nil: none
 }
 
 // Limits bound what the other side can make this side hold. Those of messages

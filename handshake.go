@@ -15,7 +15,7 @@ import (
 
 // The handshake: magic and HELLO both ways, the dialler first. The acceptor
 // answers only after the dialler's magic was right. PROOF, when a secret is
-// shared, follows HELLO in the same writes.
+// shared, follows HELLO: see proof.go.
 
 // Bounds and numbers of HELLO.
 const (
@@ -59,6 +59,8 @@ type hello struct {
 	identity string
 	nonce    [nonceLen]byte
 	apps     []uint32
+
+	sent []byte // magic and HELLO frame as the sender sent them
 }
 
 func (c *Config) hello() *hello {
@@ -67,6 +69,9 @@ func (c *Config) hello() *hello {
 		limits: limits{l.MaxFrame, l.MaxMessage, c.slots(), l.OneWayWindow, l.MaxRequestBytes, l.StreamWindow}}
 	for _, v := range c.Versions {
 		h.apps = append(h.apps, uint32(v))
+	}
+	if c.secret != nil {
+		h.required = []string{featureProof}
 	}
 	rand.Read(h.nonce[:])
 	return h
@@ -247,6 +252,8 @@ func handshake(nc net.Conn, dialler bool, cfg *Config) (net.Conn, *hello, int, e
 	if len(msg)-len(wireMagic)-frameHeaderLen > maxHello {
 		return nil, nil, 0, errors.New("plugwire: HELLO does not fit 4096 bytes: too many Config.Versions")
 	}
+	ours.sent = msg
+	greeted := dialler
 	if dialler {
 		if _, err := nc.Write(msg); err != nil {
 			return nil, nil, 0, reasonFor(nc, err)
@@ -259,19 +266,48 @@ func handshake(nc net.Conn, dialler bool, cfg *Config) (net.Conn, *hello, int, e
 	} else if err == nil {
 		app, err = negotiate(theirs, ours)
 	}
+	if err == nil && dialler {
+		told, err = proveDialler(nc, ours, theirs, cfg.secret)
+	} else if err == nil {
+		greeted = true
+		told, err = answerDialler(nc, ours, theirs, cfg.secret)
+	}
 	if err != nil {
 		if !told {
-			refuse(nc, dialler, err)
+			refuse(nc, greeted, err)
 		}
 		return nil, nil, 0, err
 	}
-	if !dialler {
-		if _, err := nc.Write(msg); err != nil {
-			return nil, nil, 0, err
-		}
-	}
 	nc.SetDeadline(time.Time{})
 	return nc, theirs, app, nil
+}
+
+// proveDialler checks the listener's PROOF and sends the dialler's, if there is
+// a secret. told says that the error is the reason that the other side gave.
+func proveDialler(nc net.Conn, ours, theirs *hello, key *secret) (told bool, err error) {
+	if key == nil {
+		return false, nil
+	}
+	hellos, binding := hashHellos(ours.sent, theirs.sent), []byte(nil)
+	if told, err := checkProof(nc, key.proof(roleListener, hellos, binding)); err != nil {
+		return told, err
+	}
+	_, err = nc.Write(appendProof(nil, key.proof(roleDialler, hellos, binding)))
+	return false, err
+}
+
+// answerDialler sends the listener's HELLO and, if there is a secret, its PROOF,
+// and checks the dialler's.
+func answerDialler(nc net.Conn, ours, theirs *hello, key *secret) (told bool, err error) {
+	if key == nil {
+		_, err := nc.Write(ours.sent)
+		return false, err
+	}
+	hellos, binding := hashHellos(theirs.sent, ours.sent), []byte(nil)
+	if _, err := nc.Write(appendProof(ours.sent, key.proof(roleListener, hellos, binding))); err != nil {
+		return false, err
+	}
+	return checkProof(nc, key.proof(roleDialler, hellos, binding))
 }
 
 // reasonFor finds out why the other side took nothing of what was sent: it may
@@ -289,7 +325,7 @@ const refuseTimeout = time.Second
 
 // refuse tells the other side why the handshake failed, when it is one that
 // would understand: an acceptor has answered nothing before it saw the magic.
-// It stays within the handshake's deadline.
+// It stays within the handshake's deadline and refuseTimeout.
 func refuse(nc net.Conn, greeted bool, reason error) {
 	if _, wrong := reason.(*notPlugwire); wrong || errors.Is(reason, os.ErrDeadlineExceeded) {
 		return
@@ -302,7 +338,14 @@ func refuse(nc net.Conn, greeted bool, reason error) {
 	if !greeted {
 		b = append(b, wireMagic...)
 	}
-	nc.Write(appendGoAwayFailed(b, code, reason.Error()))
+	if _, err := nc.Write(appendGoAwayFailed(b, code, reason.Error())); err != nil {
+		return
+	}
+	// To close with unread bytes would destroy the reason on its way.
+	if half, ok := nc.(interface{ CloseWrite() error }); ok && half.CloseWrite() == nil {
+		nc.SetReadDeadline(time.Now().Add(refuseTimeout))
+		io.Copy(io.Discard, nc)
+	}
 }
 
 // refusePeer refuses who may not be there. An acceptor says so only to a
@@ -340,31 +383,45 @@ func parseGoAwayFailed(b []byte) error {
 // readHello reads magic and HELLO; told says that the error is the reason that
 // the other side gave instead.
 func readHello(nc net.Conn) (theirs *hello, told bool, err error) {
-	var head [len(wireMagic) + frameHeaderLen]byte
-	if err := readMagic(nc, head[:len(wireMagic)]); err != nil {
+	var magic [len(wireMagic)]byte
+	if err := readMagic(nc, magic[:]); err != nil {
 		return nil, false, err
 	}
-	if _, err := io.ReadFull(nc, head[len(wireMagic):]); err != nil {
-		return nil, false, handshakeReadError(err)
-	}
-	h, err := ParseFrameHeader(head[len(wireMagic):])
-	switch {
-	case err != nil:
+	h, b, err := readOpeningFrame(nc, FrameHello)
+	if err != nil {
 		return nil, false, err
-	case h.Length > maxHello:
-		return nil, false, fmt.Errorf("plugwire: %v of %d bytes in the handshake, where %d are allowed", h.Type, h.Length, maxHello)
-	case h.Type != FrameHello && (h.Type != FrameGoAway || h.Code != goAwayFailed):
-		return nil, false, fmt.Errorf("plugwire: %v instead of HELLO", h.Type)
-	}
-	b := make([]byte, h.Length)
-	if _, err := io.ReadFull(nc, b); err != nil {
-		return nil, false, handshakeReadError(err)
 	}
 	if h.Type == FrameGoAway {
 		return nil, true, parseGoAwayFailed(b)
 	}
-	theirs, err = parseHello(b)
-	return theirs, false, err
+	if theirs, err = parseHello(b); err != nil {
+		return nil, false, err
+	}
+	theirs.sent = append(appendFrameHeader([]byte(wireMagic), h), b...)
+	return theirs, false, nil
+}
+
+// readOpeningFrame reads a frame of the handshake: one of the type wanted, or
+// GOAWAY failed in its place.
+func readOpeningFrame(nc net.Conn, want FrameType) (FrameHeader, []byte, error) {
+	var head [frameHeaderLen]byte
+	if _, err := io.ReadFull(nc, head[:]); err != nil {
+		return FrameHeader{}, nil, handshakeReadError(err)
+	}
+	h, err := ParseFrameHeader(head[:])
+	switch {
+	case err != nil:
+		return h, nil, err
+	case h.Length > maxHello:
+		return h, nil, fmt.Errorf("plugwire: %v of %d bytes in the handshake, where %d are allowed", h.Type, h.Length, maxHello)
+	case h.Type != want && (h.Type != FrameGoAway || h.Code != goAwayFailed):
+		return h, nil, fmt.Errorf("plugwire: %v instead of %v", h.Type, want)
+	}
+	b := make([]byte, h.Length)
+	if _, err := io.ReadFull(nc, b); err != nil {
+		return h, nil, handshakeReadError(err)
+	}
+	return h, b, nil
 }
 
 func handshakeReadError(err error) error {
