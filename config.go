@@ -45,7 +45,8 @@ type Config struct {
 	TCP    TCPConfig
 	Launch LaunchConfig
 
-	secret *secret // of a launch, which both sides prove to know; nil: none
+	secret *secret           // of a launch, which both sides prove to know; nil: none
+	vouch  func(*Peer) error // of a launch: whether the peer can be the other side; nil: not asked
 }
 
 // Limits bound what the other side can make this side hold. Those of messages
@@ -86,6 +87,12 @@ type LaunchConfig struct {
 	// ExitTimeout is how long a process has to exit when its connection has ended.
 	// After half of it it gets SIGTERM, after the whole it is killed; default 5 s.
 	ExitTimeout time.Duration
+
+	// SecretInEnv has the one-time secret, which host and plugin prove to each
+	// other, travel in the environment rather than on the plugin's stdin: for a
+	// plugin behind a wrapper that does not pass its stdin on. Whoever may read
+	// the plugin's environment then knows the secret.
+	SecretInEnv bool
 
 	// MagicCookie is what a plugin expects of its host, so that a plugin that
 	// belongs to another program says so. It is not a secret. Default "plugwire".

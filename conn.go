@@ -99,6 +99,9 @@ func open(ctx context.Context, nc net.Conn, dialler bool, addr string, cfg *Conf
 		addr = addrURI(nc.RemoteAddr())
 	}
 	peer, err := authorize(nc, cfg)
+	if err == nil && cfg.vouch != nil {
+		err = cfg.vouch(peer)
+	}
 	if err != nil {
 		refusePeer(nc, dialler, cfg, err)
 		nc.Close()

@@ -25,7 +25,14 @@ type launchOrder struct {
 	dir        string   // dir: a private directory for the socket, removed by the host, or ""
 	versions   []int    // versions: of the application's protocol; empty: not negotiated
 	stdin      bool     // stdin=host: stdin is a pipe that ends with the host
+
+	// secret: the one-time secret, or "stdin" when it is the first line of stdin.
+	secret      *secret
+	secretStdin bool
 }
+
+// secretFromStdin is the value of the field secret when stdin has the secret.
+const secretFromStdin = "stdin"
 
 // String formats the variable's value.
 func (o *launchOrder) String() string {
@@ -41,6 +48,12 @@ func (o *launchOrder) String() string {
 	}
 	if o.stdin {
 		fields = append(fields, launchField{"stdin", "host"})
+	}
+	switch {
+	case o.secretStdin:
+		fields = append(fields, launchField{"secret", secretFromStdin})
+	case o.secret != nil:
+		fields = append(fields, launchField{"secret", o.secret.text()})
 	}
 	return string(appendFields([]byte(launchVarVersion), fields))
 }
@@ -59,7 +72,7 @@ func parseLaunchOrder(s string) (*launchOrder, error) {
 	}
 	fields, err := parseFields(rest)
 	if err != nil {
-		return nil, bad("field", rest)
+		return nil, bad("field", "") // it may hold a secret
 	}
 	o := new(launchOrder)
 	for _, f := range fields {
@@ -81,6 +94,13 @@ func parseLaunchOrder(s string) (*launchOrder, error) {
 			}
 		case "stdin":
 			o.stdin = f.value == "host"
+		case "secret":
+			if o.secretStdin = f.value == secretFromStdin; o.secretStdin {
+				continue
+			}
+			if o.secret, err = parseSecret(f.value); err != nil {
+				return nil, bad("secret", "")
+			}
 		}
 	}
 	return o, nil

@@ -38,6 +38,9 @@ const (
 	lineError = "error" // why the plugin cannot serve
 	lineCode  = "code"  // the Code of that, in decimal
 	lineSkip  = "skip." // + scheme: why this transport was passed over
+
+	lineSecret   = "secret" // noLineSecret: the plugin did not get the one-time secret
+	noLineSecret = "none"
 )
 
 // launchLine is a launch line's content, unescaped.

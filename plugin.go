@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -26,6 +27,7 @@ type Plugin struct {
 	proc      *process
 	conn      *Conn
 	selection *Selection
+	secret    *secret // for redact
 
 	done chan struct{} // closed by watch, when everything is gone
 	err  error         // of Wait; read after done
@@ -107,7 +109,9 @@ func (p *Plugin) start(ctx context.Context, cmd *exec.Cmd, cfg *Config) (phase s
 	if err != nil {
 		return phasePrepare, err
 	}
-	order := &launchOrder{cookie: p.cfg.Launch.MagicCookie, dir: p.dir, versions: p.cfg.Versions, stdin: true}
+	order := &launchOrder{cookie: p.cfg.Launch.MagicCookie, dir: p.dir, versions: p.cfg.Versions, stdin: true,
+		secret: newSecret(), secretStdin: !p.cfg.Launch.SecretInEnv}
+	p.secret = order.secret
 	for _, c := range offer {
 		if c.Reason == "" {
 			order.transports = append(order.transports, c.Transport)
@@ -131,6 +135,10 @@ func (p *Plugin) start(ctx context.Context, cmd *exec.Cmd, cfg *Config) (phase s
 	if dialled.KeepAlive == 0 {
 		dialled.KeepAlive = defaultKeepAlive
 	}
+	if line.field(lineSecret) != noLineSecret {
+		dialled.secret = order.secret
+	}
+	dialled.vouch = func(peer *Peer) error { return p.vouch(peer, dialled.secret != nil) }
 	if p.conn, err = Dial(ctx, line.uri(), &dialled); err != nil {
 		if e := (*Error)(nil); errors.As(err, &e) && e.Op == "handshake" {
 			return phaseHello, err
@@ -138,6 +146,27 @@ func (p *Plugin) start(ctx context.Context, cmd *exec.Cmd, cfg *Config) (phase s
 		return phaseConnect, err
 	}
 	return "", nil
+}
+
+// vouch decides whether the peer can be the plugin: it is the process that was
+// started or, when it is going to prove that it knows the secret, one of that
+// process's group, as behind a shell, "go run" or a debugger. Where nobody can
+// tell which process it is, the secret alone decides.
+func (p *Plugin) vouch(peer *Peer, proves bool) error {
+	child := p.Pid()
+	switch {
+	case peer.PID == child, proves && peer.PID <= 0, proves && inGroupOf(peer.PID, child):
+		return nil
+	case peer.PID <= 0:
+		return &Error{Code: PermissionDenied, Message: "the plugin did not get the one-time secret, and the system does not tell which process it is",
+			Hint: "what starts the plugin must pass on its stdin, or set Config.Launch.SecretInEnv"}
+	case !proves:
+		return &Error{Code: PermissionDenied, Message: fmt.Sprintf(
+			"process %d serves there, not process %d that was started, and it did not get the one-time secret", peer.PID, child),
+			Hint: "what starts the plugin must pass on its stdin, or set Config.Launch.SecretInEnv"}
+	}
+	return &Error{Code: PermissionDenied, Message: fmt.Sprintf(
+		"process %d serves there, which is neither process %d that was started nor of its process group", peer.PID, child)}
 }
 
 // offer lists the transports that may be used, those that cannot with the
@@ -228,7 +257,7 @@ func (p *Plugin) failed(ctx context.Context, phase string, err error) error {
 		exited := p.proc.ended(p.grace(ctx, err))
 		p.proc.stdin.Close()
 		if (exited || p.proc.kill()) && phase == phaseLine {
-			saw = p.proc.stdout.scanner.saw()
+			saw = p.redact(p.proc.stdout.scanner.saw())
 		}
 		if exited {
 			status = "it exited with status 0"
@@ -312,9 +341,15 @@ func (p *Plugin) stderrEnd(known string) string {
 		return ""
 	}
 	if lines := p.proc.lastLines(known); lines != "" {
-		return "its stderr ends " + lines
+		return "its stderr ends " + p.redact(lines)
 	}
 	return ""
+}
+
+// redact removes the one-time secret from what a process printed: one that is
+// no plugin may well repeat its stdin.
+func (p *Plugin) redact(text string) string {
+	return strings.ReplaceAll(text, strings.TrimSpace(p.secret.text()), "[one-time secret]")
 }
 
 // watch waits for the process or the connection to end, ends the other, and

@@ -32,8 +32,6 @@ type process struct {
 }
 
 // startProcess starts a copy of the template with what the host tells it.
-// Process group, death signal and redirection of the plugin's own stdout will
-// be set here.
 func startProcess(template *exec.Cmd, order *launchOrder) (*process, error) {
 	p := &process{done: make(chan struct{})}
 	p.stdout.result = make(chan launchResult, 1)
@@ -50,12 +48,17 @@ func startProcess(template *exec.Cmd, order *launchOrder) (*process, error) {
 		Stderr:      &p.stderr,
 		WaitDelay:   pipeGrace,
 	}
-	var err error
-	if p.stdin, err = p.cmd.StdinPipe(); err != nil {
+	ownGroup(p.cmd)
+	stdin, err := p.cmd.StdinPipe()
+	if err != nil {
 		return nil, err
 	}
+	p.stdin = stdin
 	if err := p.cmd.Start(); err != nil {
 		return nil, err // Start has closed the pipes
+	}
+	if order.secretStdin {
+		io.WriteString(stdin, order.secret.text()) // it fits the pipe; a process that has ended is noticed below
 	}
 	go p.wait()
 	return p, nil
@@ -74,9 +77,9 @@ func (p *process) wait() {
 // ended waits for at most d for the process to end.
 func (p *process) ended(d time.Duration) bool { return closedWithin(p.done, d) }
 
-// kill ends the process at once.
+// kill ends the process, and its group, at once.
 func (p *process) kill() bool {
-	p.cmd.Process.Kill()
+	signalGroup(p.cmd.Process, syscall.SIGKILL)
 	return p.ended(killGrace)
 }
 
@@ -88,7 +91,7 @@ func (p *process) stop(d time.Duration) (killed bool) {
 	if p.ended(d / 2) {
 		return false
 	}
-	p.cmd.Process.Signal(syscall.SIGTERM)
+	signalGroup(p.cmd.Process, syscall.SIGTERM)
 	if p.ended(d - d/2) {
 		return false
 	}

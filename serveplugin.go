@@ -35,7 +35,7 @@ func ServePlugin(mux *Mux, cfg *Config) error {
 		return ErrNotPlugin
 	}
 	s := &pluginServer{cfg: cfg.withDefaults(), host: make(chan *Conn, 1),
-		stdinEnd: make(chan struct{}), term: make(chan os.Signal, 1)}
+		stdinEnd: make(chan struct{}), stdinSecret: make(chan *secret, 1), term: make(chan os.Signal, 1)}
 	signal.Notify(s.term, syscall.SIGTERM)
 	defer signal.Stop(s.term)
 	l, line, err := s.listen(mux, text)
@@ -60,6 +60,8 @@ type pluginServer struct {
 	host     chan *Conn    // of capacity 1: the connection of the host
 	stdinEnd chan struct{} // closed by watchStdin when the host is gone
 	term     chan os.Signal
+
+	stdinSecret chan *secret // of capacity 1: what watchStdin found on stdin, or nil
 }
 
 // listen reads the host's order and binds the first transport that can be had.
@@ -72,8 +74,15 @@ func (s *pluginServer) listen(mux *Mux, text string) (net.Listener, *launchLine,
 	if line.app, err = s.order.accept(s.cfg); err != nil {
 		return nil, nil, err
 	}
+	if s.order.stdin {
+		go s.watchStdin()
+	}
+	if s.awaitSecret(); s.order.secret == nil {
+		line.fields = append(line.fields, launchField{lineSecret, noLineSecret})
+	}
 	cfg := *s.cfg
 	cfg.OnConn = s.onConn
+	cfg.secret, cfg.vouch = s.order.secret, s.vouch
 	s.srv = &Server{Mux: mux, Config: &cfg}
 	skip := func(scheme string, why string) {
 		line.fields = append(line.fields, launchField{lineSkip + scheme, why})
@@ -138,9 +147,6 @@ func (s *pluginServer) onConn(c *Conn) {
 
 // serve serves until the host is done.
 func (s *pluginServer) serve(l net.Listener) error {
-	if s.order.stdin {
-		go s.watchStdin()
-	}
 	served := make(chan struct{})
 	var serveErr error
 	go func() {
@@ -203,13 +209,45 @@ func unlessGone(err error) error {
 	return err
 }
 
-// watchStdin reads the pipe that the host holds open while it lives. A stdin
-// that is no pipe was put there by someone between, and says nothing. It may
-// outlive ServePlugin: nothing can interrupt it.
+// awaitSecret has the one-time secret read that comes on stdin. It was written
+// before this process ran, but may have a way to go; half of the time that the
+// host waits is left for it.
+func (s *pluginServer) awaitSecret() {
+	if !s.order.secretStdin || !s.order.stdin {
+		return
+	}
+	timer := time.NewTimer(s.cfg.Launch.StartTimeout / 2)
+	defer timer.Stop()
+	select {
+	case s.order.secret = <-s.stdinSecret:
+	case <-timer.C:
+	}
+}
+
+// vouch decides whether a peer can be the host. One that does not prove that it
+// knows the secret must be the process that started this one.
+func (s *pluginServer) vouch(p *Peer) error {
+	if s.order.secret != nil || p.PID > 0 && p.PID == os.Getppid() {
+		return nil
+	}
+	return &Error{Code: PermissionDenied, Message: "this plugin did not get the one-time secret, and then only the process that started it may connect, over a Unix socket",
+		Hint: "what starts the plugin must pass on its stdin, or set Config.Launch.SecretInEnv"}
+}
+
+// watchStdin reads the pipe that the host holds open while it lives, after the
+// secret if that comes first. A stdin that is no pipe was put there by someone
+// between, and says nothing. It may outlive ServePlugin: nothing can interrupt it.
 func (s *pluginServer) watchStdin() {
 	info, err := os.Stdin.Stat()
 	if err != nil || info.Mode()&os.ModeNamedPipe == 0 {
+		s.stdinSecret <- nil
 		return
+	}
+	if s.order.secretStdin {
+		text := make([]byte, secretTextLen)
+		n, _ := io.ReadFull(os.Stdin, text)
+		key, _ := parseSecret(string(text[:n]))
+		s.stdinSecret <- key
 	}
 	io.Copy(io.Discard, os.Stdin)
 	close(s.stdinEnd)
