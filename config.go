@@ -43,6 +43,7 @@ type Config struct {
 	Limits Limits
 	Unix   UnixConfig
 	TCP    TCPConfig
+	TLS    TLSConfig
 	Launch LaunchConfig
 
 	secret *secret           // of a launch, which both sides prove to know; nil: none
@@ -76,6 +77,40 @@ type TCPConfig struct {
 	Delay      bool          // let the kernel delay small segments (Nagle); default TCP_NODELAY
 	BufferSize int           // SO_SNDBUF and SO_RCVBUF, bytes; default the system's
 	KeepAlive  time.Duration // interval of TCP keep-alive probes; default 15 s
+}
+
+// TLSConfig turns on mutual TLS 1.3, over any transport, when any of it is set.
+// Each side then has a certificate of its own (CertFile and KeyFile, or
+// SetCertificate or SetCertificateFunc) and says whose it accepts: those signed
+// by CAFile's authorities (or SetRoots's) that have one of Names, or an ID in
+// TrustDomain. Files are looked at again at each handshake: connections that
+// exist stay, the next ones use what a changed file has. A changed file that
+// cannot be used, say a half-written one or a key that belongs to another
+// certificate, changes nothing and is counted (Stats.CertErrors).
+type TLSConfig struct {
+	CertFile, KeyFile string // PEM of this side's certificate, with those between it and the authority behind it, and of its key; may be one file
+	CAFile            string // PEM of the authorities that sign the other side's certificates; several while they are exchanged
+
+	// Names are DNS names and IP addresses of which the other side's certificate
+	// must have one. Nil: a dialler wants the host of the address that it dials, a
+	// server any certificate that the authorities have signed.
+	Names []string
+
+	// TrustDomain says that the other side must have a SPIFFE X.509-SVID with an
+	// ID in this trust domain, such as "example.org"; then CAFile has the domain's
+	// trust bundle, and Names are not allowed. See
+	// https://github.com/spiffe/spiffe/blob/main/standards/X509-SVID.md.
+	TrustDomain string
+	// AuthorizeID decides which IDs of TrustDomain are accepted; nil: all. The
+	// other side has not yet shown that it has the certificate's key, so a nil
+	// error must have no other effect.
+	AuthorizeID func(id string) error
+
+	// These have types of crypto/tls and crypto/x509, which only files without the
+	// tag plugwire_notls may name.
+	cert  any    // func() (*tls.Certificate, error): this side's certificate
+	roots any    // func() (*x509.CertPool, error): the authorities
+	pin   string // keyPin of the only key that the other side may have
 }
 
 // LaunchConfig holds the settings of plugin processes. Those that both sides

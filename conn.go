@@ -256,14 +256,19 @@ type Stats struct {
 	BytesRead    uint64
 	Writes       uint64 // write calls that took bytes
 	Reads        uint64 // read calls that gave bytes
+	CertErrors   uint64 // failed attempts to read changed certificate files, of the whole process; see TLSConfig
 }
+
+// certErrors is Stats.CertErrors.
+var certErrors atomic.Uint64
 
 // Stats returns the connection's counters.
 func (c *Conn) Stats() Stats {
 	c.out.Lock()
 	defer c.out.Unlock()
 	return Stats{CallsSent: c.callsSent, CallsServed: c.callsServed,
-		BytesWritten: c.out.Sent(), Writes: c.out.Writes(), BytesRead: c.readBytes.Load(), Reads: c.reads.Load()}
+		BytesWritten: c.out.Sent(), Writes: c.out.Writes(), BytesRead: c.readBytes.Load(), Reads: c.reads.Load(),
+		CertErrors: certErrors.Load()}
 }
 
 // Ping asks the other side for a sign of life and returns how long it took.

@@ -16,7 +16,10 @@ import (
 type Peer struct {
 	UID, GID, PID int
 	Transport     string // the scheme of the connection's address
-	Verified      bool   // the ids come from the kernel
+	Verified      bool   // the ids come from the kernel, or TLS has verified the certificate
+	SPIFFEID      string // that TLS has verified, see TLSConfig.TrustDomain; else ""
+
+	cert any // *x509.Certificate that TLS has verified, or nil; see tls.go
 }
 
 // String describes the peer for logs and errors.
@@ -60,4 +63,12 @@ func authorize(nc net.Conn, cfg *Config) (*Peer, error) {
 			Hint: "to allow others, set Config.Authorize"}
 	}
 	return p, nil
+}
+
+// hasTLS reports whether anything of Config.TLS is set, also too little of it:
+// that is an error then, and never plaintext.
+func (c *Config) hasTLS() bool {
+	t := &c.TLS
+	return t.CertFile != "" || t.KeyFile != "" || t.CAFile != "" || t.Names != nil || t.TrustDomain != "" ||
+		t.AuthorizeID != nil || t.cert != nil || t.roots != nil || t.pin != ""
 }

@@ -303,7 +303,8 @@ func (s *Server) Close() error {
 	return nil
 }
 
-// Stats returns the sums over all connections, open or not.
+// Stats returns the sums over all connections, open or not. CertErrors is the
+// whole process's.
 func (s *Server) Stats() Stats {
 	s.config()
 	s.mu.Lock()
@@ -312,6 +313,7 @@ func (s *Server) Stats() Stats {
 	for c := range s.conns {
 		sum.add(c.Stats())
 	}
+	sum.CertErrors = certErrors.Load()
 	return sum
 }
 
