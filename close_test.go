@@ -247,6 +247,7 @@ func (s *slowWrites) Write(b []byte) (int, error) {
 // TestACallThatIsBeingWrittenMayHaveRun: the other side can have run a call that
 // this side's writer is still in the middle of sending.
 func TestACallThatIsBeingWrittenMayHaveRun(t *testing.T) {
+	plainOnly(t)
 	overTransports(t, func(t *testing.T, transport string) {
 		var ran atomic.Int32
 		m := NewMux()
@@ -286,6 +287,7 @@ func TestACallThatIsBeingWrittenMayHaveRun(t *testing.T) {
 // TestAWriteThatFailsHalfwayMayHaveDelivered: a connection may take some bytes
 // and fail in the same Write.
 func TestAWriteThatFailsHalfwayMayHaveDelivered(t *testing.T) {
+	plainOnly(t)
 	var ran atomic.Int32
 	m := NewMux()
 	m.HandleFunc("run", func(ctx context.Context, _ []byte) ([]byte, error) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -18,7 +19,8 @@ import (
 // its own. All methods are safe for concurrent use.
 type Conn struct {
 	nc      net.Conn
-	raw     syscall.RawConn // of nc, for reading; nil when nc has none
+	sealer  sealer          // nc when it is encrypted, else nil
+	raw     syscall.RawConn // of nc, or of what is below the encryption, for reading; nil when there is none
 	cfg     *Config
 	mux     *Mux // what this side serves; never nil
 	peer    *Peer
@@ -110,7 +112,17 @@ func open(ctx context.Context, nc net.Conn, dialler bool, addr string, cfg *Conf
 	nc.SetDeadline(time.Now().Add(cfg.HandshakeTimeout)) // before ctx can move it
 	moved := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() { nc.SetDeadline(time.Unix(1, 0)); close(moved) })
-	nc2, theirs, app, err := handshake(nc, dialler, cfg)
+	nc2, err := cfg.secure(nc, dialler, hostOf(addr), peer)
+	if err == nil && cfg.hasTLS() {
+		if err = cfg.askAuthorize(peer); err != nil {
+			refusePeer(nc2, dialler, cfg, err)
+		}
+	}
+	var theirs *hello
+	var app int
+	if err == nil {
+		nc2, theirs, app, err = handshake(nc2, dialler, cfg)
+	}
 	if !stop() {
 		<-moved
 		if err == nil && !dialler { // the other side knows that it is connected
@@ -131,9 +143,22 @@ func open(ctx context.Context, nc net.Conn, dialler bool, addr string, cfg *Conf
 	return c, nil
 }
 
+// hostOf returns the host of an address that has one, else "".
+func hostOf(addr string) string {
+	rest, ok := strings.CutPrefix(addr, "tcp://")
+	if !ok {
+		return ""
+	}
+	host, _, err := net.SplitHostPort(rest)
+	if err != nil {
+		return ""
+	}
+	return host
+}
+
 func handshakeError(addr string, err error) error {
 	var e *Error
-	if errors.As(err, &e) && e.Op == "" {
+	if errors.As(err, &e) && (e.Op == "" || e.Op == "handshake" && e.Addr == "") {
 		e.Op, e.Addr, e.notRun = "handshake", addr, true
 		return e
 	}
@@ -156,11 +181,16 @@ func newConn(nc net.Conn, peer *Peer, theirs *hello, app int, cfg *Config) *Conn
 		c.mux = emptyMux
 	}
 	c.metadata, c.streams = theirs.has(featureMetadata), theirs.has(featureStreams)
+	var seal func(dst, plain []byte) ([]byte, error)
+	if s, ok := nc.(sealer); ok {
+		s.goLive()
+		c.sealer, nc, seal = s, s.below(), s.seal
+	}
 	c.raw = rawConnOf(nc)
 	c.limits.calls = min(c.limits.calls, maxCallsBound) // no need to use all that there are
 	c.calls = newSlotTable[outCall](c.limits.calls)
 	c.serving = newSlotTable[inCall](cfg.slots())
-	c.out = batch.New(nc, batch.Config{Control: c.appendControl, Failed: c.writeFailed, Timeout: cfg.WriteTimeout})
+	c.out = batch.New(nc, batch.Config{Control: c.appendControl, Seal: seal, Failed: c.writeFailed, Timeout: cfg.WriteTimeout})
 	c.reader = newReader(c)
 	c.role.Store(roleReading) // start's, so that nobody who uses c in OnConn takes it
 	return c

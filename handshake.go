@@ -288,7 +288,11 @@ func proveDialler(nc net.Conn, ours, theirs *hello, key *secret) (told bool, err
 	if key == nil {
 		return false, nil
 	}
-	hellos, binding := hashHellos(ours.sent, theirs.sent), []byte(nil)
+	hellos := hashHellos(ours.sent, theirs.sent)
+	binding, err := bindingOf(nc)
+	if err != nil {
+		return false, err
+	}
 	if told, err := checkProof(nc, key.proof(roleListener, hellos, binding)); err != nil {
 		return told, err
 	}
@@ -303,11 +307,23 @@ func answerDialler(nc net.Conn, ours, theirs *hello, key *secret) (told bool, er
 		_, err := nc.Write(ours.sent)
 		return false, err
 	}
-	hellos, binding := hashHellos(theirs.sent, ours.sent), []byte(nil)
+	hellos := hashHellos(theirs.sent, ours.sent)
+	binding, err := bindingOf(nc)
+	if err != nil {
+		return false, err
+	}
 	if _, err := nc.Write(appendProof(ours.sent, key.proof(roleListener, hellos, binding))); err != nil {
 		return false, err
 	}
 	return checkProof(nc, key.proof(roleDialler, hellos, binding))
+}
+
+// bindingOf returns what ties a proof to the encryption of nc, if it has one.
+func bindingOf(nc net.Conn) ([]byte, error) {
+	if s, ok := nc.(sealer); ok {
+		return s.binding()
+	}
+	return nil, nil
 }
 
 // reasonFor finds out why the other side took nothing of what was sent: it may

@@ -46,13 +46,11 @@ func authorize(nc net.Conn, cfg *Config) (*Peer, error) {
 			}
 		}
 	}
-	if cfg.Authorize != nil {
-		if err := cfg.Authorize(p); err != nil {
-			return nil, &Error{Code: PermissionDenied, Message: fmt.Sprintf("Config.Authorize refuses %v", p), Err: err}
-		}
-		return p, nil
-	}
 	switch {
+	case cfg.Authorize != nil && cfg.hasTLS():
+		return p, nil // when TLS has said its part too
+	case cfg.Authorize != nil:
+		return p, cfg.askAuthorize(p)
 	case p.Transport != "unix":
 		return p, nil
 	case cause != nil:
@@ -63,6 +61,17 @@ func authorize(nc net.Conn, cfg *Config) (*Peer, error) {
 			Hint: "to allow others, set Config.Authorize"}
 	}
 	return p, nil
+}
+
+// askAuthorize has Config.Authorize decide, if it is set.
+func (c *Config) askAuthorize(p *Peer) error {
+	if c.Authorize == nil {
+		return nil
+	}
+	if err := c.Authorize(p); err != nil {
+		return &Error{Code: PermissionDenied, Message: fmt.Sprintf("Config.Authorize refuses %v", p), Err: err}
+	}
+	return nil
 }
 
 // hasTLS reports whether anything of Config.TLS is set, also too little of it:

@@ -43,6 +43,11 @@ func scripted(t testing.TB, transport string, cfg *Config) (*Conn, *scriptedPeer
 		}
 		opened <- c
 	}()
+	nc, err := testConfig(cfg).secure(nc, true, "", new(Peer))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.nc = nc
 	b := append([]byte(nil), wireMagic...)
 	b = appendFrameHeader(b, FrameHeader{Type: FrameHello})
 	b = appendHello(b, testConfig(serves(emptyMux)).withDefaults().hello())

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"sync"
 	"time"
@@ -62,7 +63,7 @@ type reader struct {
 	note     Request
 	noteSize int
 
-	// Of fill.
+	// Of fill and receive.
 	readFunc func(fd uintptr) bool
 	waited   bool // for something to arrive
 	n        int
@@ -93,17 +94,10 @@ func (rd *reader) fill() error {
 		rd.r, rd.w = 0, rd.w-rd.r
 	}
 	var err error
-	if c.raw != nil {
-		rd.n, rd.err, rd.waited = 0, nil, false
-		if err = c.raw.Read(rd.readFunc); err == nil {
-			err = rd.err
-		}
+	if c.sealer != nil {
+		err = rd.receiveSealed()
 	} else {
-		rd.ensureBuffer()
-		rd.n = 0
-		for empty := 0; rd.n == 0 && err == nil && empty < maxEmptyReads; empty++ {
-			rd.n, err = c.nc.Read(rd.buf[rd.w:])
-		}
+		err = rd.receive(c.nc)
 	}
 	if rd.n > 0 {
 		rd.w += rd.n
@@ -123,19 +117,64 @@ func (rd *reader) fill() error {
 	return err
 }
 
-// readRaw is the callback of fill: false has the runtime wait until the
+// receive makes one successful read call, to space, on nc or its descriptor, and
+// sets rd.n to what it gave.
+func (rd *reader) receive(nc net.Conn) (err error) {
+	rd.n, rd.err, rd.waited = 0, nil, false
+	if rd.c.raw != nil {
+		if err = rd.c.raw.Read(rd.readFunc); err == nil {
+			err = rd.err
+		}
+		return err
+	}
+	b := rd.space()
+	for empty := 0; rd.n == 0 && err == nil && empty < maxEmptyReads; empty++ {
+		rd.n, err = nc.Read(b)
+	}
+	return err
+}
+
+// readRaw is the callback of receive: false has the runtime wait until the
 // descriptor is readable and call again.
 func (rd *reader) readRaw(fd uintptr) bool {
-	rd.ensureBuffer()
 	again := false
-	rd.n, again, rd.err = readOnce(fd, rd.buf[rd.w:])
+	rd.n, again, rd.err = readOnce(fd, rd.space())
 	if again {
 		rd.waited = true
+		if rd.c.sealer != nil {
+			rd.c.sealer.received(0)
+		}
 		if rd.w == 0 {
 			rd.releaseBuffer()
 		}
 	}
 	return !again
+}
+
+// space returns where to read to.
+func (rd *reader) space() []byte {
+	if s := rd.c.sealer; s != nil {
+		return s.space()
+	}
+	rd.ensureBuffer()
+	return rd.buf[rd.w:]
+}
+
+// receiveSealed is receive on an encrypted connection: rd.n is what was in the
+// records that have come, perhaps with an earlier read.
+func (rd *reader) receiveSealed() (err error) {
+	s := rd.c.sealer
+	for {
+		rd.ensureBuffer()
+		if rd.n, err = s.unseal(rd.buf[rd.w:]); rd.n > 0 || err != nil {
+			return err
+		}
+		if err = rd.receive(s.below()); rd.n == 0 {
+			return err
+		}
+		s.received(rd.n)
+		rd.n = 0
+	}
 }
 
 func (rd *reader) ensureBuffer() {

@@ -15,6 +15,9 @@ import (
 func Dial(ctx context.Context, addr string, cfg *Config) (*Conn, error) {
 	cfg = cfg.withDefaults()
 	t, err := cfg.transportOf("dial", addr)
+	if err == nil {
+		err = setupError("dial", addr, cfg.checkTLS(true, hostOf(addr)))
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -29,6 +32,16 @@ func Dial(ctx context.Context, addr string, cfg *Config) (*Conn, error) {
 		return nil, err
 	}
 	return open(ctx, nc, true, addr, cfg)
+}
+
+// setupError says of an error in Config during which operation it was found.
+func setupError(op, addr string, err error) error {
+	var e *Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	e.Op, e.Addr, e.notRun = op, addr, true
+	return e
 }
 
 // A Server serves the methods of a Mux to those who connect. Config may be nil;
@@ -72,6 +85,9 @@ func (s *Server) config() *Config {
 func (s *Server) Listen(addr string) (net.Listener, error) {
 	cfg := s.config()
 	t, err := cfg.transportOf("listen", addr)
+	if err == nil {
+		err = setupError("listen", addr, cfg.checkTLS(false, ""))
+	}
 	if err != nil {
 		return nil, err
 	}

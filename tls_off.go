@@ -2,6 +2,8 @@
 
 package plugwire
 
+import "net"
+
 // checkTLS refuses a Config with TLS: this build has none, and what was to be
 // encrypted must not go out in plain.
 func (c *Config) checkTLS(bool, string) error {
@@ -10,4 +12,9 @@ func (c *Config) checkTLS(bool, string) error {
 	}
 	return &Error{Code: Unimplemented, Message: "Config.TLS is set, but this program is built without TLS",
 		Hint: "build it without the tag plugwire_notls"}
+}
+
+// secure returns nc: checkTLS, which comes first, has refused what it cannot do.
+func (c *Config) secure(nc net.Conn, dialler bool, host string, _ *Peer) (net.Conn, error) {
+	return nc, c.checkTLS(dialler, host)
 }

@@ -14,7 +14,7 @@ import (
 // lets the system pick one, so "tcp:" is the same as "tcp://127.0.0.1:0".
 //
 // As there is nothing that says who is on the other side, only loopback
-// addresses are used unless cfg.TCP.Insecure is set. What counts is the address
+// addresses are used unless cfg.TLS or cfg.TCP.Insecure is set. What counts is the address
 // that a name resolved to, and it is checked before the socket is bound or
 // connected.
 type tcpTransport struct{}
@@ -102,12 +102,12 @@ func tcpHostPort(op, addr string) (string, error) {
 func loopbackOnly(op, addr string, cfg *Config) func(network, address string, rc syscall.RawConn) error {
 	return func(_, address string, _ syscall.RawConn) error {
 		ap, err := netip.ParseAddrPort(address)
-		if cfg.TCP.Insecure || err == nil && ap.Addr().Unmap().IsLoopback() {
+		if cfg.TCP.Insecure || cfg.hasTLS() || err == nil && ap.Addr().Unmap().IsLoopback() {
 			return nil
 		}
 		return &Error{Code: PermissionDenied, Op: op, Addr: addr,
 			Message: address + " is not a loopback address, and without TLS anybody on the way can read and forge messages",
-			Hint:    "use 127.0.0.1 or [::1], or set Config.TCP.Insecure to allow plaintext"}
+			Hint:    "use 127.0.0.1 or [::1], set Config.TLS, or set Config.TCP.Insecure to allow plaintext"}
 	}
 }
 

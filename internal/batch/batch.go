@@ -37,6 +37,10 @@ type Config struct {
 	// Control appends the frames that are derived from state rather than
 	// queued. It is called under the lock each time a batch is made.
 	Control func(dst []byte) []byte
+	// Seal, when set, appends to dst what the connection is to carry for plain,
+	// which is encrypted. It is called without the lock, for one batch after the
+	// other, and its dst is not used again before it is written.
+	Seal func(dst, plain []byte) ([]byte, error)
 	// Failed is told, once and without the lock, of the error that ended writing.
 	Failed func(error)
 	// Timeout is how long a write may make no progress before it fails.
@@ -65,6 +69,7 @@ type Writer struct {
 	pending  *buffer // nil when empty
 	out      *buffer // the batch that the holder of writing sends
 	rest     []byte  // what of out is still to be sent
+	sealed   bool    // out is what Seal made, so that positions in it mean nothing
 	writing  bool    // out has an owner
 	left     bool    // which is the Writer's goroutine
 	kicked   bool    // wake holds a token
@@ -154,7 +159,7 @@ func (w *Writer) Len() int {
 // byte appended.
 func (w *Writer) Position() uint64 { return w.taken + uint64(w.Len()) }
 
-// Sent returns how many bytes the connection has taken.
+// Sent returns how many bytes the connection has taken; with Seal, whole batches.
 func (w *Writer) Sent() uint64 { return w.sent }
 
 // Gone returns how many bytes may have reached the connection: all of a batch
@@ -226,19 +231,39 @@ func (w *Writer) take() bool {
 	}
 	w.out, w.pending = w.pending, nil
 	w.taken += uint64(len(w.out.b))
-	w.rest = w.out.b
+	w.rest, w.sealed = w.out.b, false
 	w.writing = true
 	return true
+}
+
+// seal has the batch encrypted, once, where that is asked for. Its caller holds
+// writing, without the lock.
+func (w *Writer) seal() error {
+	if w.cfg.Seal == nil || w.sealed {
+		return nil
+	}
+	to := buffers.Get().(*buffer)
+	b, err := w.cfg.Seal(to.b[:0], w.out.b)
+	if err != nil {
+		return err
+	}
+	to.b = b
+	w.release(&w.out)
+	w.out, w.rest, w.sealed = to, b, true
+	return nil
 }
 
 // wrote accounts for n bytes of the batch; when all are written, the batch is
 // over and who waits for room goes on.
 func (w *Writer) wrote(n int) (whole bool) {
-	w.sent += uint64(n)
 	w.writes++
-	if w.rest = w.rest[n:]; len(w.rest) > 0 {
+	if w.rest = w.rest[n:]; !w.sealed {
+		w.sent += uint64(n)
+	}
+	if len(w.rest) > 0 {
 		return false
 	}
+	w.sent = w.taken
 	w.writing = false
 	w.release(&w.out)
 	w.Open(&w.room)
@@ -248,7 +273,9 @@ func (w *Writer) wrote(n int) (whole bool) {
 // broke accounts for the n bytes that the connection took before the write
 // failed. The batch stays: nobody writes it any more.
 func (w *Writer) broke(n int) {
-	w.sent += uint64(max(n, 0))
+	if w.sent += uint64(max(n, 0)); w.cfg.Seal != nil {
+		w.sent = w.taken // it may have gone
+	}
 	w.writing, w.left = false, false
 }
 
@@ -364,7 +391,10 @@ func (w *Writer) flush(ctx context.Context) {
 			return
 		}
 		w.mu.Unlock()
-		n, err := w.attempt(w.rest, nil)
+		n, err := 0, w.seal()
+		if err == nil {
+			n, err = w.attempt(w.rest, nil)
+		}
 		w.mu.Lock()
 		whole := false
 		if err == nil {
@@ -436,9 +466,11 @@ func (w *Writer) run() {
 		w.kicked = false
 		for w.err == nil && (w.left || w.take()) {
 			w.left = true // ours until it is written
-			b := w.rest
 			w.mu.Unlock()
-			n, err := w.write(b)
+			n, err := 0, w.seal()
+			if err == nil {
+				n, err = w.write(w.rest)
+			}
 			w.mu.Lock()
 			if err != nil {
 				w.broke(n)
