@@ -5,6 +5,7 @@ package plugwire
 import (
 	"crypto/tls"
 	"errors"
+	"io"
 	"net"
 	"testing"
 	"time"
@@ -13,7 +14,6 @@ import (
 // A tlsEnd is one side of a TLS connection after its handshake.
 type tlsEnd struct {
 	state tls.ConnectionState
-	peer  *Peer
 	err   error // of the handshake, or of the first read after it
 }
 
@@ -26,9 +26,9 @@ func (e *tlsEnd) failure() (Code, string) {
 	return CodeOf(e.err), ""
 }
 
-// handshakeTLS runs crypto/tls over loopback TCP with the settings that ours makes,
-// changed by those functions that are not nil. A dialler sends a byte which the
-// server sends back, so that the refusal of each reaches the other.
+// handshakeTLS runs crypto/tls over loopback TCP with the settings of both sides.
+// The server sends a byte and gets it back, so that the refusal of each reaches
+// the other.
 func handshakeTLS(t testing.TB, dialler, server *tls.Config) (d, s tlsEnd) {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -47,26 +47,29 @@ func handshakeTLS(t testing.TB, dialler, server *tls.Config) (d, s tlsEnd) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		s = endTLS(tls.Server(accepted, server), false)
+		s = endTLS(accepted, tls.Server(accepted, server), false)
 	}()
-	d = endTLS(tls.Client(dialled, dialler), true)
+	d = endTLS(dialled, tls.Client(dialled, dialler), true)
 	<-done
 	return d, s
 }
 
-func endTLS(c *tls.Conn, first bool) (e tlsEnd) {
+func endTLS(nc net.Conn, c *tls.Conn, readFirst bool) (e tlsEnd) {
 	defer c.Close()
 	c.SetDeadline(time.Now().Add(10 * time.Second))
-	e.err = c.Handshake()
 	b := []byte{1}
-	if e.err == nil && first {
-		_, e.err = c.Write(b)
+	do := []func() error{c.Handshake,
+		func() error { _, err := c.Write(b); return err },
+		func() error { _, err := c.Read(b); return err }}
+	if readFirst {
+		do[1], do[2] = do[2], do[1]
 	}
-	if e.err == nil {
-		_, e.err = c.Read(b)
-	}
-	if e.err == nil && !first {
-		_, e.err = c.Write(b)
+	for _, f := range do {
+		if e.err = f(); e.err != nil { // closing with bytes unread would destroy the alert
+			nc.(*net.TCPConn).CloseWrite()
+			io.Copy(io.Discard, nc)
+			break
+		}
 	}
 	e.state = c.ConnectionState()
 	e.err = tlsError(e.state, e.err)
