@@ -123,6 +123,13 @@ type LaunchConfig struct {
 	// After half of it it gets SIGTERM, after the whole it is killed; default 5 s.
 	ExitTimeout time.Duration
 
+	// AutoMTLS has a plugin's connection encrypted over Unix sockets too. By
+	// default it is over all other transports: host and plugin make a key each for
+	// the launch, and accept no other than the other's. NoAutoMTLS has it in plain
+	// over those too; who is there is still proven with a one-time secret. Neither
+	// counts where TLS is set: then that is used.
+	AutoMTLS, NoAutoMTLS bool
+
 	// SecretInEnv has the one-time secret, which host and plugin prove to each
 	// other, travel in the environment rather than on the plugin's stdin: for a
 	// plugin behind a wrapper that does not pass its stdin on. Whoever may read

@@ -1,4 +1,4 @@
-//go:build unix
+//go:build unix && !plugwire_notls
 
 package plugwire
 
@@ -45,17 +45,21 @@ func (t *launchTest) wrapped(script string) {
 func TestT07PluginsBehindAWrapper(t *testing.T) {
 	const inBetween = `"$0"; exit $?` // the shell stays, and waits for the plugin
 	for _, scheme := range Transports() {
+		without := "did not get the one-time secret" // but over TCP there are the pinned keys
+		if scheme == "tcp" {
+			without = ""
+		}
 		for name, row := range map[string]struct {
 			script string
 			env    bool
 			want   string // of the refusal, "" when it works
 		}{
 			"that passes its stdin":                   {inBetween, false, ""},
-			"that does not":                           {`"$0" </dev/null; exit $?`, false, "did not get the one-time secret"},
+			"that does not":                           {`"$0" </dev/null; exit $?`, false, without},
 			"that does not, secret in environment":    {`"$0" </dev/null; exit $?`, true, ""},
 			"that it replaces":                        {`exec "$0"`, false, ""},
-			"that it replaces, without stdin":         {`exec "$0" </dev/null`, false, map[string]string{"tcp": "did not get the one-time secret"}[scheme]},
-			"whose stdin is a pipe of something else": {`(echo; cat) | "$0"; exit $?`, false, "did not get the one-time secret"},
+			"that it replaces, without stdin":         {`exec "$0" </dev/null`, false, ""},
+			"whose stdin is a pipe of something else": {`(echo; cat) | "$0"; exit $?`, false, without},
 		} {
 			t.Run(scheme+"/"+strings.ReplaceAll(name, " ", "-"), func(t *testing.T) {
 				lt := newLaunchTest(t, "good")
@@ -91,13 +95,25 @@ func TestT07SiblingThatConnectsToAPlugin(t *testing.T) {
 		p := lt.launch()
 		addr := addrURI(p.Conn().RemoteAddr())
 		for what, key := range map[string]*secret{"no secret": nil, "another secret": newSecret()} {
-			c, err := Dial(t.Context(), addr, &Config{secret: key})
-			if err == nil {
-				_, err = c.Call(t.Context(), "greet", nil)
-				c.Close()
+			cfgs := []*Config{{secret: key}}
+			if scheme == "tcp" {
+				own, _, err := newAutoTLS("sibling")
+				if err != nil {
+					t.Fatal(err)
+				}
+				own.pin = p.conn.cfg.TLS.pin // which it may well have seen
+				cfgs = append(cfgs, &Config{secret: key, TLS: own})
 			}
-			if code := CodeOf(err); code != FailedPrecondition && code != Unauthenticated {
-				t.Errorf("%s with %s: %v", scheme, what, err)
+			for _, cfg := range cfgs {
+				c, err := Dial(t.Context(), addr, cfg)
+				if err == nil {
+					_, err = c.Call(t.Context(), "greet", nil)
+					c.Close()
+				}
+				if code := CodeOf(err); code != FailedPrecondition && code != Unauthenticated {
+					t.Errorf("%s with %s, TLS %v: %v", scheme, what, cfg.hasTLS(), err)
+				}
+				t.Logf("%s with %s, TLS %v: %v", scheme, what, cfg.hasTLS(), err)
 			}
 		}
 		lt.greets(p)

@@ -52,6 +52,7 @@ func TestLaunchThatFails(t *testing.T) {
 		{"go-plugin", FailedPrecondition, []string{"waiting for its launch line", `hashicorp/go-plugin`, `protocol "grpc"`}},
 		{"go-plugin by hand", Unavailable, []string{"hashicorp/go-plugin", "exit status 1"}},
 		{"dead address", Unavailable, []string{"connecting: ", "tcp://127.0.0.1:1", "connection refused"}},
+		{"no pin", FailedPrecondition, []string{"takes no part in automatic mutual TLS", "NoAutoMTLS"}},
 		{"foreign net", FailedPrecondition, []string{`the plugin serves on "carrier-pigeon", this host allows`}},
 		{"other program", FailedPrecondition, []string{"belongs to another program", `"theirs"`, `"plugwire"`, "exit status 1"}},
 		{"versions 3 4", FailedPrecondition, []string{"no common version", "the plugin speaks [3 4]", "its host [1 2]", "exit status 1"}},

@@ -2,6 +2,7 @@ package plugwire
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -29,6 +30,9 @@ type launchOrder struct {
 	// secret: the one-time secret, or "stdin" when it is the first line of stdin.
 	secret      *secret
 	secretStdin bool
+
+	tls []string // tls: the transports, of those allowed, that are encrypted by automatic mutual TLS
+	pin string   // pin: of the host's key for that, see keyPin
 }
 
 // secretFromStdin is the value of the field secret when stdin has the secret.
@@ -55,8 +59,14 @@ func (o *launchOrder) String() string {
 	case o.secret != nil:
 		fields = append(fields, launchField{"secret", o.secret.text()})
 	}
+	if len(o.tls) > 0 {
+		fields = append(fields, launchField{"tls", strings.Join(o.tls, ",")}, launchField{"pin", o.pin})
+	}
 	return string(appendFields([]byte(launchVarVersion), fields))
 }
+
+// autoTLS reports whether the transport is one of o.tls.
+func (o *launchOrder) autoTLS(scheme string) bool { return slices.Contains(o.tls, scheme) }
 
 // parseLaunchOrder reads the variable's value. Of a field that comes twice, the
 // last counts.
@@ -94,6 +104,10 @@ func parseLaunchOrder(s string) (*launchOrder, error) {
 			}
 		case "stdin":
 			o.stdin = f.value == "host"
+		case "tls":
+			o.tls = splitList(f.value)
+		case "pin":
+			o.pin = f.value
 		case "secret":
 			if o.secretStdin = f.value == secretFromStdin; o.secretStdin {
 				continue

@@ -3,6 +3,7 @@ package plugwire
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -111,11 +112,15 @@ func (p *Plugin) start(ctx context.Context, cmd *exec.Cmd, cfg *Config) (phase s
 	}
 	order := &launchOrder{cookie: p.cfg.Launch.MagicCookie, dir: p.dir, versions: p.cfg.Versions, stdin: true,
 		secret: newSecret(), secretStdin: !p.cfg.Launch.SecretInEnv}
-	p.secret = order.secret
 	for _, c := range offer {
 		if c.Reason == "" {
 			order.transports = append(order.transports, c.Transport)
 		}
+	}
+	p.secret = order.secret
+	auto, err := p.offerTLS(order)
+	if err != nil {
+		return phasePrepare, err
 	}
 	if p.proc, err = startProcess(cmd, order); err != nil {
 		return phaseStart, err
@@ -127,7 +132,7 @@ func (p *Plugin) start(ctx context.Context, cmd *exec.Cmd, cfg *Config) (phase s
 	if err := order.check(line); err != nil {
 		return phaseLine, err
 	}
-	p.selection = selectionOf(offer, line, p.cfg)
+	p.selection = selectionOf(offer, line, p.cfg, order)
 	var dialled Config
 	if cfg != nil {
 		dialled = *cfg
@@ -138,7 +143,12 @@ func (p *Plugin) start(ctx context.Context, cmd *exec.Cmd, cfg *Config) (phase s
 	if line.field(lineSecret) != noLineSecret {
 		dialled.secret = order.secret
 	}
-	dialled.vouch = func(peer *Peer) error { return p.vouch(peer, dialled.secret != nil) }
+	if order.autoTLS(line.network) {
+		dialled.TLS = auto
+		dialled.TLS.pin = line.cert
+	}
+	proves := dialled.secret != nil || dialled.TLS.pin != ""
+	dialled.vouch = func(peer *Peer) error { return p.vouch(peer, proves) }
 	if p.conn, err = Dial(ctx, line.uri(), &dialled); err != nil {
 		if e := (*Error)(nil); errors.As(err, &e) && e.Op == "handshake" {
 			return phaseHello, err
@@ -148,9 +158,24 @@ func (p *Plugin) start(ctx context.Context, cmd *exec.Cmd, cfg *Config) (phase s
 	return "", nil
 }
 
+// offerTLS adds to order the transports that automatic mutual TLS is for, and
+// returns this side's settings of it.
+func (p *Plugin) offerTLS(order *launchOrder) (auto TLSConfig, err error) {
+	l := &p.cfg.Launch
+	for _, scheme := range order.transports {
+		if !l.NoAutoMTLS && !p.cfg.hasTLS() && (l.AutoMTLS || scheme != "unix") {
+			order.tls = append(order.tls, scheme)
+		}
+	}
+	if len(order.tls) > 0 {
+		auto, order.pin, err = newAutoTLS("plugwire host")
+	}
+	return auto, err
+}
+
 // vouch decides whether the peer can be the plugin: it is the process that was
-// started or, when it is going to prove that it knows the secret, one of that
-// process's group, as behind a shell, "go run" or a debugger. Where nobody can
+// started or, when it is going to prove that it knows the secret or has the
+// pinned key, one of that process's group, as behind a shell, "go run" or a debugger. Where nobody can
 // tell which process it is, the secret alone decides.
 func (p *Plugin) vouch(peer *Peer, proves bool) error {
 	child := p.Pid()
@@ -245,6 +270,10 @@ func (o *launchOrder) check(line *launchLine) error {
 	if line.app != 0 && len(o.versions) > 0 && !slices.Contains(o.versions, line.app) {
 		return &Error{Code: FailedPrecondition, Message: fmt.Sprintf(
 			"the plugin speaks version %d of the application's protocol, this host %v", line.app, o.versions)}
+	}
+	if pin, err := base64.StdEncoding.DecodeString(line.cert); o.autoTLS(line.network) && (err != nil || len(pin) != 32) {
+		return &Error{Code: FailedPrecondition, Message: "the plugin takes no part in automatic mutual TLS",
+			Hint: "its Config.TLS is set, or it is built without TLS; set Config.TLS here too, or Config.Launch.NoAutoMTLS"}
 	}
 	return nil
 }

@@ -103,10 +103,14 @@ var behaviours = map[string]func(){
 		fmt.Fprintln(os.Stderr, "This binary is a plugin. These are not meant to be executed directly.")
 		os.Exit(1)
 	},
-	"dead address": func() { fmt.Println("1|0|tcp|127.0.0.1:1|plugwire|"); forever() },
+	"dead address": func() { fmt.Println("1|0|tcp|127.0.0.1:1|plugwire|" + noPin); forever() },
+	"no pin":       func() { fmt.Println("1|0|tcp|127.0.0.1:1|plugwire|"); forever() },
 	"foreign net":  func() { fmt.Println("1|0|carrier-pigeon|coop 7|plugwire|"); forever() },
 	"version 9":    func() { fmt.Println("1|9|tcp|127.0.0.1:1|plugwire|"); forever() },
 }
+
+// noPin is the pin of no key.
+const noPin = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
 
 // testPluginMux is what good plugins serve.
 func testPluginMux() *Mux {

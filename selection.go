@@ -36,7 +36,7 @@ func (s *Selection) String() string {
 
 // selectionOf explains the choice of a plugin that was offered the transports of
 // offer and answered with line.
-func selectionOf(offer []Candidate, line *launchLine, cfg *Config) *Selection {
+func selectionOf(offer []Candidate, line *launchLine, cfg *Config, asked *launchOrder) *Selection {
 	s := &Selection{Chosen: line.network}
 	order := "this platform's order of preference"
 	if cfg.Transports != nil {
@@ -48,6 +48,9 @@ func selectionOf(offer []Candidate, line *launchLine, cfg *Config) *Selection {
 		case c.Reason != "":
 		case c.Transport == line.network:
 			c.Reason = "chosen: the first in " + order + " that the plugin could offer"
+			if asked.autoTLS(c.Transport) {
+				c.Reason += "; with automatic mutual TLS"
+			}
 			passed = true
 		case skipped != "":
 			c.Reason = "the plugin could not: " + plainText(skipped, maxLaunchSeen)

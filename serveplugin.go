@@ -61,6 +61,7 @@ type pluginServer struct {
 	stdinEnd chan struct{} // closed by watchStdin when the host is gone
 	term     chan os.Signal
 
+	pinned      bool         // only the host has the key that TLS accepts
 	stdinSecret chan *secret // of capacity 1: what watchStdin found on stdin, or nil
 }
 
@@ -83,7 +84,6 @@ func (s *pluginServer) listen(mux *Mux, text string) (net.Listener, *launchLine,
 	cfg := *s.cfg
 	cfg.OnConn = s.onConn
 	cfg.secret, cfg.vouch = s.order.secret, s.vouch
-	s.srv = &Server{Mux: mux, Config: &cfg}
 	skip := func(scheme string, why string) {
 		line.fields = append(line.fields, launchField{lineSkip + scheme, why})
 	}
@@ -92,11 +92,22 @@ func (s *pluginServer) listen(mux *Mux, text string) (net.Listener, *launchLine,
 			skip(scheme, fmt.Sprintf("its Config.Transports allows %q only", s.cfg.Transports))
 			continue
 		}
+		cfg := cfg
+		if s.order.autoTLS(scheme) && !cfg.hasTLS() {
+			if cfg.TLS, line.cert, err = newAutoTLS("plugwire plugin"); err != nil {
+				skip(scheme, err.Error())
+				continue
+			}
+			cfg.TLS.pin = s.order.pin
+		}
+		s.srv = &Server{Mux: mux, Config: &cfg}
 		l, err := s.srv.Listen(s.bindAddr(scheme))
 		if err != nil {
 			skip(scheme, err.Error())
+			line.cert = ""
 			continue
 		}
+		s.pinned = cfg.TLS.pin != ""
 		line.network, line.address = scheme, l.Addr().String()
 		return l, line, nil
 	}
@@ -225,9 +236,9 @@ func (s *pluginServer) awaitSecret() {
 }
 
 // vouch decides whether a peer can be the host. One that does not prove that it
-// knows the secret must be the process that started this one.
+// knows the secret or has the pinned key must be the process that started this one.
 func (s *pluginServer) vouch(p *Peer) error {
-	if s.order.secret != nil || p.PID > 0 && p.PID == os.Getppid() {
+	if s.order.secret != nil || s.pinned || p.PID > 0 && p.PID == os.Getppid() {
 		return nil
 	}
 	return &Error{Code: PermissionDenied, Message: "this plugin did not get the one-time secret, and then only the process that started it may connect, over a Unix socket",

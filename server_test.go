@@ -191,6 +191,7 @@ func (l *shortOfDescriptors) Accept() (net.Conn, error) {
 }
 
 func TestAcceptBacksOff(t *testing.T) {
+	plainOnly(t)
 	watchdog(t)
 	s := &Server{Mux: echoMux(nil)}
 	l, err := s.Listen("tcp:")

@@ -186,6 +186,16 @@ func pinnedTLS(cert *tls.Certificate, pin string) TLSConfig {
 	return t
 }
 
+// newAutoTLS returns the TLSConfig of one side of a launch, whose pin is still to
+// be set, and that side's own pin.
+func newAutoTLS(commonName string) (TLSConfig, string, error) {
+	cert, pin, err := newIdentity(commonName)
+	if err != nil {
+		return TLSConfig{}, "", err
+	}
+	return pinnedTLS(cert, ""), pin, nil
+}
+
 // belowTLS are errors of connections and contexts that are no net.Error.
 var belowTLS = []error{io.EOF, io.ErrUnexpectedEOF, io.ErrClosedPipe, net.ErrClosed, os.ErrDeadlineExceeded, context.Canceled, context.DeadlineExceeded}
 

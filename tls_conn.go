@@ -29,7 +29,7 @@ func (c *Config) secure(nc net.Conn, dialler bool, host string, peer *Peer) (net
 	if err != nil {
 		return nil, err
 	}
-	t := &tlsConn{Conn: nc}
+	t := &tlsConn{Conn: nc, dialler: dialler}
 	records := (*tlsRecords)(t)
 	if dialler {
 		t.tls = tls.Client(records, settings)
@@ -48,6 +48,7 @@ func (c *Config) secure(nc net.Conn, dialler bool, host string, peer *Peer) (net
 type tlsConn struct {
 	net.Conn // below: addresses, deadlines, Close
 	tls      *tls.Conn
+	dialler  bool
 	live     bool // a Conn makes the system calls
 
 	// Received records that crypto/tls has not taken. They belong to who reads.
@@ -253,9 +254,17 @@ func (t *tlsConn) refusal(err error) error {
 			return told
 		}
 	}
-	err = tlsError(t.tls.ConnectionState(), err)
+	if errors.Is(err, errPlain) && !t.dialler {
+		err = refused("the dialling side speaks plugwire without TLS, which the listening side requires", nil)
+	} else {
+		err = tlsError(t.tls.ConnectionState(), err)
+	}
 	var e *Error
-	if !remote && errors.As(err, &e) {
+	if !errors.As(err, &e) && t.dialler && t.tls.ConnectionState().Version == 0 {
+		return &Error{Code: Unavailable, Message: "the other side closed the connection in place of an answer to TLS", Err: err,
+			Hint: "is Config.TLS set on the other side too?"}
+	}
+	if !remote && e != nil {
 		refuse(t.Conn, false, &Error{Code: e.Code, Message: e.Message})
 	}
 	return err

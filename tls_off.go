@@ -10,8 +10,14 @@ func (c *Config) checkTLS(bool, string) error {
 	if !c.hasTLS() {
 		return nil
 	}
-	return &Error{Code: Unimplemented, Message: "Config.TLS is set, but this program is built without TLS",
-		Hint: "build it without the tag plugwire_notls"}
+	return &Error{Code: Unimplemented, Message: "Config.TLS is set, but this program is built without TLS", Hint: withTLS}
+}
+
+const withTLS = "build it without the tag plugwire_notls"
+
+// newAutoTLS says that there is no automatic TLS either.
+func newAutoTLS(string) (TLSConfig, string, error) {
+	return TLSConfig{}, "", &Error{Code: Unimplemented, Message: "this program is built without TLS", Hint: withTLS}
 }
 
 // secure returns nc: checkTLS, which comes first, has refused what it cannot do.
