@@ -98,7 +98,7 @@ func open(ctx context.Context, nc net.Conn, dialler bool, addr string, cfg *Conf
 	if addr == "" {
 		addr = addrURI(nc.RemoteAddr())
 	}
-	peer, err := authorize(nc, cfg)
+	peer, err := authorize(nc, dialler, cfg)
 	if err != nil {
 		refusePeer(nc, dialler, cfg, err)
 		nc.Close()
@@ -117,6 +117,7 @@ func open(ctx context.Context, nc net.Conn, dialler bool, addr string, cfg *Conf
 		}
 	}
 	if err != nil {
+		peer.process.Close()
 		nc.Close()
 		return nil, handshakeError(addr, err)
 	}
@@ -253,6 +254,7 @@ type Stats struct {
 	BytesRead    uint64
 	Writes       uint64 // write calls that took bytes
 	Reads        uint64 // read calls that gave bytes
+	Refused      uint64 // of a Server: connections that were not let in, for who they are or what they could not show
 }
 
 // Stats returns the connection's counters.
