@@ -116,6 +116,9 @@ func TestAProcessIsAliveUntilItExits(t *testing.T) {
 			if p.Alive() {
 				t.Error("its successor is taken for it")
 			}
+			if again := ProcessOf(rc, cred); again.Alive() || again.Executable() != "" {
+				t.Errorf("asked again, its successor's program %q is taken for its own", again.Executable())
+			}
 		})
 	}
 }
