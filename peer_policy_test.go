@@ -74,15 +74,17 @@ func TestT11PlaintextBeyondLoopbackIsRefusedOnAnyConnection(t *testing.T) {
 		t.Fatal(err)
 	}
 	addr := addrURI(l.Addr())
-	wantError(t, (&Server{Mux: NewMux()}).Serve(l), PermissionDenied, "listen", addr, "is not a loopback address", "Config.TCP.Insecure")
+	served := make(chan error, 1)
+	s := &Server{Mux: NewMux()}
+	go func() { served <- s.Serve(l) }()
+	wantError(t, receive(t, "Serve's error", served), PermissionDenied, "listen", addr, "is not a loopback address", "Config.TCP.Insecure")
 	if _, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("and left open: %v", err)
 	}
 	if l, err = net.Listen("tcp", "0.0.0.0:0"); err != nil {
 		t.Fatal(err)
 	}
-	s := &Server{Mux: NewMux(), Config: insecure}
-	served := make(chan error, 1)
+	s = &Server{Mux: NewMux(), Config: insecure}
 	go func() { served <- s.Serve(l) }()
 	_, port, _ := net.SplitHostPort(l.Addr().String())
 	if _, err := opened(Dial(context.Background(), "tcp://127.0.0.1:"+port, nil)); err != nil {
@@ -212,7 +214,13 @@ func TestThePeerIsNotValidAfterTheConnection(t *testing.T) {
 		for _, c := range []*Conn{x, y} {
 			for range 2 {
 				wg.Go(func() {
-					for c.Peer().Valid() {
+					for {
+						select {
+						case <-c.Done():
+							return
+						default:
+							c.Peer().Valid()
+						}
 					}
 				})
 			}
@@ -226,5 +234,23 @@ func TestThePeerIsNotValidAfterTheConnection(t *testing.T) {
 	}
 	if now := openDescriptors(); now > before {
 		t.Errorf("%d descriptors before, %d after", before, now)
+	}
+}
+
+// Where the kernel names a user and no group, no list has that group.
+func TestWhatIsNotKnownIsInNoList(t *testing.T) {
+	p := &Peer{UID: os.Geteuid() + 1, GID: -1, PID: -1, Transport: "unix", Verified: true}
+	lists := &Config{Unix: UnixConfig{ClientUIDs: []int{-1}, ClientGIDs: []int{-1}, ServerUIDs: []int{-1}}}
+	for _, dialler := range []bool{true, false} {
+		if err := lists.refusal(nil, p, dialler, nil); CodeOf(err) != PermissionDenied {
+			t.Errorf("dialler %v: %v", dialler, err)
+		}
+		lists := &Config{Unix: UnixConfig{ClientUIDs: []int{p.UID}, ServerUIDs: []int{p.UID}}}
+		if err := lists.refusal(nil, p, dialler, nil); err != nil {
+			t.Errorf("dialler %v: %v", dialler, err)
+		}
+		if err := lists.refusal(nil, p, dialler, errors.ErrUnsupported); CodeOf(err) != PermissionDenied {
+			t.Errorf("dialler %v, user not known: %v", dialler, err)
+		}
 	}
 }
