@@ -33,8 +33,7 @@ func init() {
 // becomeOther gives up root for good, in all threads. (A child cannot be started
 // as another user, who may not be allowed to read the test's binary.)
 func becomeOther() {
-	if err := errors.Join(syscall.Setgroups(nil), syscall.Setresgid(otherGID, otherGID, otherGID),
-		syscall.Setresuid(otherUID, otherUID, otherUID)); err != nil {
+	if err := errors.Join(syscall.Setgroups(nil), syscall.Setgid(otherGID), syscall.Setuid(otherUID)); err != nil { // real, effective and saved
 		fmt.Println(err)
 		os.Exit(1)
 	}
