@@ -35,9 +35,12 @@ type Config struct {
 	// none in common fails the handshake. Empty: not negotiated.
 	Versions []int
 
-	// Authorize decides who may connect, and to whom a dialler talks, from what
-	// the kernel says of the peer. Nil: on Unix sockets only the same user (a
-	// platform that cannot tell refuses), elsewhere everyone who can connect.
+	// Authorize decides alone who may connect, and to whom a dialler talks, from
+	// what the kernel says of the peer: where it is set, the lists of users and
+	// groups in Unix are not looked at. Nil: on Unix sockets the same user and
+	// those lists (a platform that cannot tell refuses), elsewhere everyone who can
+	// connect. It may be called by several goroutines at once, and its error is
+	// told to the other side.
 	Authorize func(*Peer) error
 
 	Limits Limits
@@ -69,11 +72,15 @@ type UnixConfig struct {
 	Dir        string      // where automatic sockets get their private directory; default os.TempDir()
 	Mode       fs.FileMode // of a listening socket; default 0600
 	BufferSize int         // SO_SNDBUF and SO_RCVBUF, bytes; default the system's
+
+	ClientUIDs []int // further users that may connect to a server; its own always may
+	ClientGIDs []int // groups whose users may connect: the peer's effective group is one of them
+	ServerUIDs []int // further users as whom a server may run that is dialled (0 for a socket of systemd); this process's own always may
 }
 
 // TCPConfig holds the settings of TCP.
 type TCPConfig struct {
-	Insecure   bool          // allow plaintext beyond loopback, to whoever can connect
+	Insecure   bool          // allow plaintext beyond loopback, to whoever can connect; else also Serve and NewConn refuse
 	Delay      bool          // let the kernel delay small segments (Nagle); default TCP_NODELAY
 	BufferSize int           // SO_SNDBUF and SO_RCVBUF, bytes; default the system's
 	KeepAlive  time.Duration // interval of TCP keep-alive probes; default 15 s

@@ -100,10 +100,7 @@ func open(ctx context.Context, nc net.Conn, dialler bool, addr string, cfg *Conf
 	if addr == "" {
 		addr = addrURI(nc.RemoteAddr())
 	}
-	peer, err := authorize(nc, cfg)
-	if err == nil && cfg.vouch != nil {
-		err = cfg.vouch(peer)
-	}
+	peer, err := authorize(nc, dialler, cfg)
 	if err != nil {
 		refusePeer(nc, dialler, cfg, err)
 		nc.Close()
@@ -132,6 +129,7 @@ func open(ctx context.Context, nc net.Conn, dialler bool, addr string, cfg *Conf
 		}
 	}
 	if err != nil {
+		peer.process.Close()
 		nc.Close()
 		return nil, handshakeError(addr, err)
 	}
@@ -287,6 +285,7 @@ type Stats struct {
 	Writes       uint64 // write calls that took bytes
 	Reads        uint64 // read calls that gave bytes
 	CertErrors   uint64 // failed attempts to read changed certificate files, of the whole process; see TLSConfig
+	Refused      uint64 // of a Server: connections that were not let in, for who they are or what they could not show
 }
 
 // certErrors is Stats.CertErrors.

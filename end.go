@@ -95,6 +95,7 @@ func (c *Conn) finish() {
 	}
 	c.mux.remove(c)
 	c.workers.close()
+	c.peer.process.Close()
 	close(c.done)
 }
 

@@ -60,6 +60,7 @@ type Error struct {
 	Err     error  // the cause, or nil
 
 	notRun bool
+	told   bool // it is the other side's reason
 }
 
 // Error returns "plugwire: op addr: message: cause (hint)", leaving out what is empty.

@@ -393,7 +393,7 @@ func parseGoAwayFailed(b []byte) error {
 	if f.bad {
 		return errTruncated
 	}
-	return &Error{Code: code, Message: "the other side closed the connection: " + strings.TrimPrefix(printable(f.b, 1024), "plugwire: ")}
+	return &Error{Code: code, told: true, Message: "the other side closed the connection: " + strings.TrimPrefix(printable(f.b, 1024), "plugwire: ")}
 }
 
 // readHello reads magic and HELLO; told says that the error is the reason that

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"syscall"
 
 	"github.com/plugwire/plugwire/internal/peercred"
@@ -12,15 +13,27 @@ import (
 
 // Peer says who is on the other side of a connection, as far as the kernel (or
 // TLS) has verified it: nothing in it is the other side's own claim. Ids that
-// are not known are -1.
+// are not known are -1. They are those of the moment when the other side
+// connected or, seen by the dialling side, when it called listen: the process may
+// have handed the connection on since (see Valid).
 type Peer struct {
 	UID, GID, PID int
+	Executable    string // Linux: path of the program that PID ran when the handshake began, as /proc names it; "" when not known
 	Transport     string // the scheme of the connection's address
 	Verified      bool   // the ids come from the kernel, or TLS has verified the certificate
 	SPIFFEID      string // that TLS has verified, see TLSConfig.TrustDomain; else ""
 
-	cert any // *x509.Certificate that TLS has verified, or nil; see tls.go
+	cert    any               // *x509.Certificate that TLS has verified, or nil; see tls.go
+	process *peercred.Process // or nil; closed with the connection
 }
+
+// Valid reports whether the process that PID names is still the one that
+// connected: what is looked up by PID while Valid is true both before and after
+// is about that process. It is false when that process has exited, when the
+// connection is over, and where nobody can tell: it is only ever true over Unix
+// sockets on Linux. (Before Linux 6.5, a process that exits within the instant
+// between connecting and being accepted may be mistaken for its successor.)
+func (p *Peer) Valid() bool { return p.process.Alive() }
 
 // String describes the peer for logs and errors.
 func (p *Peer) String() string {
@@ -30,38 +43,84 @@ func (p *Peer) String() string {
 	return fmt.Sprintf("uid %d gid %d pid %d over %s", p.UID, p.GID, p.PID, p.Transport)
 }
 
-// authorize asks the kernel who is on the other side of nc, before anything is
-// read from it, and refuses who may not be there.
-func authorize(nc net.Conn, cfg *Config) (*Peer, error) {
+// identify asks the kernel who is on the other side of nc. The error says why it
+// could not be told of a Unix socket; of other connections nothing is asked.
+func identify(nc net.Conn) (*Peer, error) {
 	p := &Peer{UID: -1, GID: -1, PID: -1, Transport: nc.RemoteAddr().Network()}
-	var cause error
-	if p.Transport == "unix" {
-		cause = errors.ErrUnsupported
-		if sc, ok := nc.(syscall.Conn); ok {
-			if raw, err := sc.SyscallConn(); err == nil {
-				var cred peercred.Cred
-				if cred, cause = peercred.Of(raw); cause == nil {
-					p.UID, p.GID, p.PID, p.Verified = cred.UID, cred.GID, cred.PID, true
-				}
+	if p.Transport != "unix" {
+		return p, nil
+	}
+	sc, ok := nc.(syscall.Conn)
+	if !ok {
+		return p, errors.ErrUnsupported
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return p, err
+	}
+	cred, err := peercred.Of(raw)
+	if err != nil {
+		return p, err
+	}
+	p.UID, p.GID, p.PID, p.Verified = cred.UID, cred.GID, cred.PID, true
+	p.process = peercred.ProcessOf(raw, cred)
+	p.Executable = p.process.Executable()
+	return p, nil
+}
+
+// authorize finds out who is on the other side of nc, before anything is read
+// from it, and refuses who may not be there. What it returns holds a descriptor
+// until its process is closed.
+func authorize(nc net.Conn, dialler bool, cfg *Config) (*Peer, error) {
+	p, unknown := identify(nc)
+	err := cfg.refusal(nc, p, dialler, unknown)
+	if err == nil && cfg.vouch != nil {
+		err = cfg.vouch(p)
+	}
+	if err != nil {
+		p.process.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+// refusal says why p may not be at the other side of nc, or nil. unknown is why
+// the kernel does not tell who p is, if it should.
+func (c *Config) refusal(nc net.Conn, p *Peer, dialler bool, unknown error) error {
+	if p.Transport == "tcp" { // whoever made nc need not have asked the transport
+		for _, addr := range []net.Addr{nc.RemoteAddr(), nc.LocalAddr()} {
+			if err := c.mayUse("", "", addr.String()); err != nil {
+				return err
 			}
 		}
 	}
 	switch {
-	case cfg.Authorize != nil && cfg.hasTLS():
-		return p, nil // when TLS has said its part too
-	case cfg.Authorize != nil:
-		return p, cfg.askAuthorize(p)
+	case c.Authorize != nil && !c.hasTLS(): // else when TLS has said its part too
+		return c.askAuthorize(p)
+	case c.Authorize != nil:
 	case p.Transport != "unix":
-		return p, nil
-	case cause != nil:
-		return nil, &Error{Code: PermissionDenied, Message: "the system does not tell who the peer is", Err: cause,
+	case unknown != nil:
+		return &Error{Code: PermissionDenied, Message: "the system does not tell who the peer is", Err: unknown,
 			Hint: "to allow it all the same, set Config.Authorize"}
-	case p.UID != os.Geteuid():
-		return nil, &Error{Code: PermissionDenied, Message: fmt.Sprintf("refused %v: only uid %d is allowed", p, os.Geteuid()),
-			Hint: "to allow others, set Config.Authorize"}
+	case p.UID == os.Geteuid():
+	case dialler && !contains(c.Unix.ServerUIDs, p.UID):
+		return &Error{Code: PermissionDenied,
+			Message: fmt.Sprintf("refused %v: a server may run as uid %v", p, append([]int{os.Geteuid()}, c.Unix.ServerUIDs...)),
+			Hint:    fmt.Sprintf("to talk to it, add %d to the dialling side's Config.Unix.ServerUIDs", p.UID)}
+	case !dialler && !contains(c.Unix.ClientUIDs, p.UID) && !contains(c.Unix.ClientGIDs, p.GID):
+		groups := ""
+		if len(c.Unix.ClientGIDs) > 0 {
+			groups = fmt.Sprintf(" or gid %v", c.Unix.ClientGIDs)
+		}
+		return &Error{Code: PermissionDenied,
+			Message: fmt.Sprintf("refused %v: a client may run as uid %v%s", p, append([]int{os.Geteuid()}, c.Unix.ClientUIDs...), groups),
+			Hint:    fmt.Sprintf("to let it in, add %d to the server's Config.Unix.ClientUIDs, or %d to its ClientGIDs", p.UID, p.GID)}
 	}
-	return p, nil
+	return nil
 }
+
+// contains reports whether an id is in a list, where no unknown one ever is.
+func contains(ids []int, id int) bool { return id >= 0 && slices.Contains(ids, id) }
 
 // askAuthorize has Config.Authorize decide, if it is set.
 func (c *Config) askAuthorize(p *Peer) error {

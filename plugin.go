@@ -180,7 +180,9 @@ func (p *Plugin) offerTLS(order *launchOrder) (auto TLSConfig, err error) {
 func (p *Plugin) vouch(peer *Peer, proves bool) error {
 	child := p.Pid()
 	switch {
-	case peer.PID == child, proves && peer.PID <= 0, proves && inGroupOf(peer.PID, child):
+	case peer.PID == child, proves && peer.PID <= 0:
+		return nil
+	case proves && inGroupOf(peer.PID, child) && (peer.process == nil || peer.Valid()): // and the group was not a successor's
 		return nil
 	case peer.PID <= 0:
 		return &Error{Code: PermissionDenied, Message: "the plugin did not get the one-time secret, and the system does not tell which process it is",

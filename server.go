@@ -110,12 +110,17 @@ const (
 )
 
 // Serve accepts connections from l, which it closes in the end, and serves them.
-// It returns ErrServerClosed after Shutdown or Close, and otherwise the error
+// One that listens where Listen would refuse to, it refuses as well. It returns ErrServerClosed after Shutdown or Close, and otherwise the error
 // that ended l. An Accept that fails for want of descriptors or memory is tried
 // again after a growing pause.
 func (s *Server) Serve(l net.Listener) error {
 	cfg := s.config()
 	defer l.Close()
+	if addr := l.Addr(); addr.Network() == "tcp" {
+		if err := cfg.mayUse("listen", addrURI(addr), addr.String()); err != nil {
+			return err
+		}
+	}
 	if !s.addListener(l) {
 		return ErrServerClosed
 	}
@@ -207,6 +212,9 @@ func (s *Server) serve(ctx context.Context, nc net.Conn, cfg *Config) error {
 	s.mu.Lock()
 	delete(s.handshakes, nc)
 	if err != nil {
+		if turnedAway(err) {
+			s.served.Refused++
+		}
 		s.wake()
 		s.mu.Unlock()
 		return err
@@ -227,6 +235,13 @@ func (s *Server) serve(ctx context.Context, nc net.Conn, cfg *Config) error {
 	s.wake()
 	s.mu.Unlock()
 	return nil
+}
+
+// turnedAway says of a failed handshake that it was this side which refused the
+// other, for who it is or what it could not show.
+func turnedAway(err error) bool {
+	var e *Error
+	return errors.As(err, &e) && !e.told && (e.Code == PermissionDenied || e.Code == Unauthenticated)
 }
 
 // wake wakes those who wait for connections to end. Called with mu held.

@@ -264,7 +264,9 @@ func (t *tlsConn) refusal(err error) error {
 		return &Error{Code: Unavailable, Message: "the other side closed the connection in place of an answer to TLS", Err: err,
 			Hint: "is Config.TLS set on the other side too?"}
 	}
-	if !remote && e != nil {
+	if e != nil && remote {
+		e.told = true
+	} else if e != nil {
 		refuse(t.Conn, false, &Error{Code: e.Code, Message: e.Message})
 	}
 	return err

@@ -100,15 +100,19 @@ func tcpHostPort(op, addr string) (string, error) {
 // loopbackOnly returns what package net calls with each address before it binds
 // or connects a socket.
 func loopbackOnly(op, addr string, cfg *Config) func(network, address string, rc syscall.RawConn) error {
-	return func(_, address string, _ syscall.RawConn) error {
-		ap, err := netip.ParseAddrPort(address)
-		if cfg.TCP.Insecure || cfg.hasTLS() || err == nil && ap.Addr().Unmap().IsLoopback() {
-			return nil
-		}
-		return &Error{Code: PermissionDenied, Op: op, Addr: addr,
-			Message: address + " is not a loopback address, and without TLS anybody on the way can read and forge messages",
-			Hint:    "use 127.0.0.1 or [::1], set Config.TLS, or set Config.TCP.Insecure to allow plaintext"}
+	return func(_, address string, _ syscall.RawConn) error { return cfg.mayUse(op, addr, address) }
+}
+
+// mayUse refuses an address beyond loopback, unless something protects what is
+// sent there or nothing needs to.
+func (c *Config) mayUse(op, addr, address string) error {
+	ap, err := netip.ParseAddrPort(address)
+	if c.hasTLS() || c.TCP.Insecure || err == nil && ap.Addr().Unmap().IsLoopback() {
+		return nil
 	}
+	return &Error{Code: PermissionDenied, Op: op, Addr: addr,
+		Message: address + " is not a loopback address, and without TLS anybody on the way can read and forge messages",
+		Hint:    "use 127.0.0.1 or [::1], set Config.TLS, or set Config.TCP.Insecure to allow plaintext"}
 }
 
 func tcpKeepAlive(cfg *Config) net.KeepAliveConfig {
