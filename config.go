@@ -51,7 +51,7 @@ type Config struct {
 // its caller rather than exceed them; one that exceeds them is disconnected.
 type Limits struct {
 	MaxConns        int // connections of a Server; default 4096
-	MaxHandshakes   int // of them, connections still in the handshake; default 256
+	MaxHandshakes   int // of them, connections still in the handshake, of which the oldest is ended to make room; default 256
 	MaxCalls        int // calls that the other side may have in flight on one connection; default 16384
 	MaxMessage      int // bytes of one request, reply or one-way message; default 64 MiB
 	MaxFrame        int // bytes of one frame's payload; default and most 64 KiB, least 4 KiB

@@ -100,7 +100,7 @@ func open(ctx context.Context, nc net.Conn, dialler bool, addr string, cfg *Conf
 	}
 	peer, err := authorize(nc, cfg)
 	if err != nil {
-		refusePeer(nc, dialler, cfg, err)
+		refusePeer(ctx, nc, dialler, cfg, err)
 		nc.Close()
 		return nil, handshakeError(addr, err)
 	}

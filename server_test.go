@@ -234,40 +234,33 @@ func TestAcceptBacksOff(t *testing.T) {
 
 func TestMaxConnsAndMaxHandshakes(t *testing.T) {
 	overTransports(t, func(t *testing.T, transport string) {
-		_, addr, _ := served(t, transport, echoMux(nil), &Config{Limits: Limits{MaxConns: 3, MaxHandshakes: 2}})
+		s, addr, _ := served(t, transport, echoMux(nil), &Config{Limits: Limits{MaxConns: 3, MaxHandshakes: 2}})
 		cfg := testConfig(nil).withDefaults()
 		tr, err := cfg.transportOf("dial", addr)
 		if err != nil {
 			t.Fatal(err)
 		}
-		// Two who say nothing fill the handshakes.
-		var silent []net.Conn
+		// Two who say nothing fill the handshakes, and keep nobody out.
 		for range 2 {
 			nc, err := tr.Dial(background, addr, cfg)
 			if err != nil {
 				t.Fatal(err)
 			}
-			silent = append(silent, nc)
+			defer nc.Close()
 		}
 		refused := func() bool {
 			c, err := Dial(background, addr, testConfig(nil))
 			if err == nil {
+				_, err = c.Call(background, "echo", nil)
 				closeBoth(c)
 			}
 			return err != nil
 		}
-		until(t, "the limit of handshakes", refused)
-		for _, nc := range silent {
-			nc.Close()
-		}
 		var conns []*Conn
-		until(t, "three connections", func() bool {
-			c, err := Dial(background, addr, testConfig(nil))
-			if err == nil {
-				conns = append(conns, c)
-			}
-			return len(conns) == 3
-		})
+		for range 3 {
+			conns = append(conns, dial(t, addr, nil))
+		}
+		until(t, "their places", func() bool { s.mu.Lock(); defer s.mu.Unlock(); return len(s.conns) == 3 })
 		if !refused() {
 			t.Error("a fourth connection was accepted")
 		}
