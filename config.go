@@ -3,6 +3,7 @@ package plugwire
 import (
 	"io/fs"
 	"log/slog"
+	"math"
 	"time"
 )
 
@@ -44,6 +45,8 @@ type Config struct {
 	Unix   UnixConfig
 	TCP    TCPConfig
 	Launch LaunchConfig
+
+	budget *budget // of a Server, whose copy this is
 }
 
 // Limits bound what the other side can make this side hold. Those of messages
@@ -56,6 +59,7 @@ type Limits struct {
 	MaxMessage      int // bytes of one request, reply or one-way message; default 64 MiB
 	MaxFrame        int // bytes of one frame's payload; default and most 64 KiB, least 4 KiB
 	MaxRequestBytes int // bytes of all requests in flight on one connection, and as many again of stream messages larger than StreamWindow; default 128 MiB, least MaxMessage
+	MaxServerBytes  int // bytes that all connections of a Server hold of requests above 4 KiB, one-way messages of several frames, and stream messages larger than StreamWindow: beyond it a request is refused unrun with ResourceExhausted, and the others end their connection; default 1 GiB, or MaxRequestBytes if more, least MaxMessage
 	OneWayWindow    int // bytes, plus 64 for each, of one-way messages not yet handled; default 4 MiB
 	StreamWindow    int // bytes, plus 64 for each, of one stream's messages not yet received; default 1 MiB
 }
@@ -106,6 +110,7 @@ const (
 	defaultMaxCalls      = 16384
 	defaultMaxMessage    = 64 << 20
 	defaultRequestBytes  = 128 << 20
+	defaultServerBytes   = 1 << 30 // what eight connections with all that they may send hold
 	defaultOneWayWindow  = 4 << 20
 	maxFrame             = 64 << 10
 	minFrame             = 4 << 10
@@ -157,6 +162,12 @@ func (c *Config) withDefaults() *Config {
 	size(&l.MaxMessage, defaultMaxMessage, minFrame, maxWireLen)
 	size(&l.MaxFrame, maxFrame, minFrame, maxFrame)
 	size(&l.MaxRequestBytes, max(defaultRequestBytes, l.MaxMessage), l.MaxMessage, maxWireLen)
+	if l.MaxServerBytes < 0 {
+		l.MaxServerBytes = math.MaxInt
+	} else if l.MaxServerBytes == 0 {
+		l.MaxServerBytes = max(defaultServerBytes, l.MaxRequestBytes)
+	}
+	l.MaxServerBytes = max(l.MaxServerBytes, l.MaxMessage)
 	size(&l.OneWayWindow, defaultOneWayWindow, minWindow, maxWireLen)
 	size(&l.StreamWindow, defaultStreamWindow, minWindow, maxWireLen)
 	if d.Unix.Mode == 0 {

@@ -62,6 +62,7 @@ type Conn struct {
 	serving       slotTable[inCall] // the other side's calls
 	servingCount  atomic.Int64      // of them, those that have not ended
 	servingBytes  atomic.Int64      // and their request bytes
+	arriving      atomic.Int64      // bytes of incomplete messages that the Server's budget counts
 	unsettled     atomic.Bool       // there are others whose endings the reader has not passed on
 	oneWay        inNotes           // the other side's one-way messages
 	methodsComing *peerMethods

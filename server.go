@@ -65,6 +65,7 @@ func (s *Server) config() *Config {
 	s.once.Do(func() {
 		s.cfg = s.Config.withDefaults()
 		s.cfg.Mux = s.Mux
+		s.cfg.budget = &budget{most: int64(s.cfg.Limits.MaxServerBytes)}
 		s.listeners = make(map[net.Listener]struct{})
 		s.conns = make(map[*Conn]struct{})
 		s.handshakes = make(map[*greeting]struct{})
