@@ -202,3 +202,118 @@ func TestT17TheOldestHandshakeMakesRoom(t *testing.T) {
 		})
 	}
 }
+
+// T16: who has not shown who it is owns little. What is measured is the heap of
+// both ends of a connection, without the goroutines' stacks.
+func TestT16StrangersOwnLittle(t *testing.T) {
+	watchdog(t)
+	const ends = 4 << 10 // what both ends' net.Conn, contexts and timers may take, beside 4 KiB
+	opening := append([]byte(wireMagic), claim(maxHello, FrameHello, 0, 0, 0)...)
+	opening = append(opening, filler[:maxHello/2]...)
+	s, addr, _ := served(t, "unix", echoMux(nil), &Config{HandshakeTimeout: time.Minute, Limits: Limits{MaxHandshakes: 2 * crowd}})
+	goodClients(t, addr, nil, 1)
+	before := heap()
+	gather(t, addr, crowd, says(opening))
+	until(t, "the crowd", func() bool { s.mu.Lock(); defer s.mu.Unlock(); return len(s.handshakes) == crowd })
+	each := (int64(heap()) - int64(before)) / crowd
+	t.Logf("each of %d connections with half a HELLO takes %d bytes of heap, both ends together", crowd, each)
+	if each > maxHello+ends {
+		t.Errorf("%d bytes each", each)
+	}
+	goodClients(t, addr, nil, 5)
+}
+
+// crowdHello is what a crowd announces that is let in.
+func crowdHello() *hello {
+	h := streamHello()
+	h.limits.frame, h.limits.streamWindow = maxFrame, 1<<20
+	return h
+}
+
+// crowdSends are the ways to begin a message of total bytes and to send crowdPart of it.
+const crowdPart = 256 << 10
+
+var crowdSends = map[string]func(total uint32) []byte{
+	"CALL":   func(total uint32) []byte { return crowdMessage(FrameCall, mEcho, 1, total) },
+	"NOTIFY": func(total uint32) []byte { return crowdMessage(FrameNotify, mEcho, 0, total) },
+	"DATA": func(total uint32) []byte {
+		return append(frame(FrameOpen, 0, mCrowdStream, 1), crowdMessage(FrameData, 0, 1, total)...)
+	},
+}
+
+// crowdMessage is the beginning of a message: four frames of 64 KiB, or somewhat less.
+func crowdMessage(typ FrameType, method uint16, id, total uint32) []byte {
+	part := make([]byte, crowdPart/4-4)
+	b := frame(typ, bm, method, id, total, part)
+	for range 3 {
+		b = append(b, frame(typ, FlagMore, 0, id, part)...)
+	}
+	return b
+}
+
+// crowdMux serves "echo", "hold", a stream that receives nothing, and "check".
+func crowdMux(release <-chan struct{}) *Mux {
+	m := NewMux()
+	m.Handle("echo", HandlerFunc(func(r *Request, reply []byte) ([]byte, error) { return append(reply, r.Payload()...), nil }))
+	m.HandleStream("hold", func(s *Stream) error {
+		select {
+		case <-release:
+		case <-s.Context().Done():
+		}
+		return nil
+	})
+	m.HandleFunc("check", func(_ context.Context, b []byte) ([]byte, error) { _, err := unseal(b); return b, err })
+	return m
+}
+
+const mCrowdStream = 2
+
+// T16: a thousand that each begin a message of 64 MiB and send 256 KiB of it.
+func TestT16ACrowdOfLargeMessagesStaysWithinTheBudget(t *testing.T) {
+	const total, most = 64 << 20, 96 << 20
+	for name, sends := range crowdSends {
+		t.Run(name, func(t *testing.T) {
+			watchdog(t)
+			release := make(chan struct{})
+			s, addr, _ := served(t, "unix", crowdMux(release), &Config{Limits: Limits{MaxServerBytes: most}})
+			b := s.config().budget
+			good := dial(t, addr, nil)
+			if err := checkCall(background, good, 100, 1); err != nil {
+				t.Fatal(err)
+			}
+			before := heap()
+			conns := gather(t, addr, crowd, joins(crowdHello(), sends(total)))
+			room := crowdPart
+			if name == "CALL" { // refused at its beginning, so that it leaves room for smaller ones
+				room = total
+			}
+			until(t, "the budget to be used up", func() bool { return !b.fits(room) })
+			for seed := range uint64(100) { // while the rest of it arrives
+				if err := checkCall(background, good, 1000, seed); err != nil {
+					t.Errorf("a good client's call: %v", err)
+				}
+			}
+			goodClients(t, addr, nil, 5)
+			if err := checkCall(background, good, 1<<20, 1); name == "CALL" && err != nil {
+				t.Errorf("a call that fits: %v", err)
+			} else if name != "CALL" {
+				wantCode(t, err, ResourceExhausted, true)
+			}
+			grown := int64(heap()) - int64(before)
+			t.Logf("the heap has grown by %d MiB, the budget is %d MiB, of which %d are used", grown>>20, most>>20, b.used.Load()>>20)
+			if used := b.used.Load(); used > most {
+				t.Errorf("%d bytes are counted", used)
+			}
+			if grown > most*5/4+crowd*64<<10 { // buffers that are not quite full, and the connections themselves
+				t.Errorf("%d MiB of heap", grown>>20)
+			}
+			for _, nc := range conns {
+				nc.Close()
+			}
+			until(t, "the bytes to be given back", func() bool { return b.used.Load() == 0 })
+			if err := checkCall(background, good, 1<<20, 1); err != nil {
+				t.Errorf("a large call after the crowd has left: %v", err)
+			}
+		})
+	}
+}

@@ -232,6 +232,35 @@ func TestAcceptBacksOff(t *testing.T) {
 	}
 }
 
+// T21: where descriptors have run out, a connection that ends may be what was
+// lacking, however long the pause has become.
+func TestT21AConnectionThatEndsEndsThePause(t *testing.T) {
+	watchdog(t)
+	s := &Server{Mux: echoMux(nil)}
+	l, err := s.Listen("tcp:")
+	if err != nil {
+		t.Fatal(err)
+	}
+	short := &shortOfDescriptors{Listener: l}
+	ended := make(chan error, 1)
+	go func() { ended <- s.Serve(short) }()
+	first := dial(t, addrURI(l.Addr()), nil)
+	until(t, "the second Accept", func() bool { return short.fail.Load() == -2 })
+	short.fail.Store(1 << 30)
+	second := dial(t, addrURI(l.Addr()), nil) // the last one for which there is a descriptor
+	until(t, "a pause of a second", func() bool { return short.tries.Load() == 2+9 })
+	short.fail.Store(0)
+	closeBoth(first)
+	start := time.Now()
+	until(t, "Accept again", func() bool { return short.tries.Load() > 2+9 })
+	if d := time.Since(start); d > 500*time.Millisecond {
+		t.Errorf("tried again only after %v", d)
+	}
+	closeBoth(second, dial(t, addrURI(l.Addr()), nil))
+	s.Close()
+	receive(t, "Serve", ended)
+}
+
 func TestMaxConnsAndMaxHandshakes(t *testing.T) {
 	overTransports(t, func(t *testing.T, transport string) {
 		s, addr, _ := served(t, transport, echoMux(nil), &Config{Limits: Limits{MaxConns: 3, MaxHandshakes: 2}})
