@@ -37,16 +37,16 @@ type assembly struct {
 	parts []segment
 	have  int
 	total int // 0: none under way
+
+	unwanted bool // only the sum is kept
 }
 
-// begin starts a message with its first frame's part.
-func (a *assembly) begin(rd *reader, total int, b []byte) {
-	*a = assembly{total: total}
-	a.put(rd, b)
-}
-
+// put takes in a part.
 func (a *assembly) put(rd *reader, b []byte) {
 	a.have += len(b)
+	if a.unwanted {
+		return
+	}
 	if owner := rd.give(len(b)); owner != nil {
 		a.parts = append(a.parts, segment{b, owner, true})
 		return
@@ -80,14 +80,6 @@ func checkPart(h *FrameHeader, have, total, n int) (whole bool, err error) {
 	return !more, nil
 }
 
-// add takes in a further frame. whole reports that the message is complete.
-func (a *assembly) add(rd *reader, h *FrameHeader, b []byte) (whole bool, err error) {
-	if whole, err = a.check(h, b); err == nil {
-		a.put(rd, b)
-	}
-	return whole, err
-}
-
 // join appends the message to dst and gives its parts back.
 func (a *assembly) join(dst []byte) []byte {
 	if need := len(dst) + a.have; need > cap(dst) {
@@ -98,6 +90,13 @@ func (a *assembly) join(dst []byte) []byte {
 	}
 	a.drop()
 	return dst
+}
+
+// discard gives up what has arrived and what is still to come: only the sum is kept.
+func (a *assembly) discard() {
+	have, total := a.have, a.total
+	a.drop()
+	a.have, a.total, a.unwanted = have, total, true
 }
 
 // drop gives the parts back.

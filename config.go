@@ -3,6 +3,7 @@ package plugwire
 import (
 	"io/fs"
 	"log/slog"
+	"math"
 	"time"
 )
 
@@ -51,6 +52,7 @@ type Config struct {
 
 	secret *secret           // of a launch, which both sides prove to know; nil: none
 	vouch  func(*Peer) error // of a launch: whether the peer can be the other side; nil: not asked
+	budget *budget           // of a Server, whose copy this is
 }
 
 // Limits bound what the other side can make this side hold. Those of messages
@@ -58,11 +60,12 @@ type Config struct {
 // its caller rather than exceed them; one that exceeds them is disconnected.
 type Limits struct {
 	MaxConns        int // connections of a Server; default 4096
-	MaxHandshakes   int // of them, connections still in the handshake; default 256
+	MaxHandshakes   int // of them, connections still in the handshake, of which the oldest is ended to make room; default 256
 	MaxCalls        int // calls that the other side may have in flight on one connection; default 16384
 	MaxMessage      int // bytes of one request, reply or one-way message; default 64 MiB
 	MaxFrame        int // bytes of one frame's payload; default and most 64 KiB, least 4 KiB
 	MaxRequestBytes int // bytes of all requests in flight on one connection, and as many again of stream messages larger than StreamWindow; default 128 MiB, least MaxMessage
+	MaxServerBytes  int // bytes that all connections of a Server hold of requests above 4 KiB, one-way messages of several frames, and stream messages larger than StreamWindow: beyond it a request is refused unrun with ResourceExhausted, and the others end their connection; default 1 GiB, or MaxRequestBytes if more, least MaxMessage
 	OneWayWindow    int // bytes, plus 64 for each, of one-way messages not yet handled; default 4 MiB
 	StreamWindow    int // bytes, plus 64 for each, of one stream's messages not yet received; default 1 MiB
 }
@@ -164,6 +167,7 @@ const (
 	defaultMaxCalls      = 16384
 	defaultMaxMessage    = 64 << 20
 	defaultRequestBytes  = 128 << 20
+	defaultServerBytes   = 1 << 30 // what eight connections with all that they may send hold
 	defaultOneWayWindow  = 4 << 20
 	maxFrame             = 64 << 10
 	minFrame             = 4 << 10
@@ -215,6 +219,12 @@ func (c *Config) withDefaults() *Config {
 	size(&l.MaxMessage, defaultMaxMessage, minFrame, maxWireLen)
 	size(&l.MaxFrame, maxFrame, minFrame, maxFrame)
 	size(&l.MaxRequestBytes, max(defaultRequestBytes, l.MaxMessage), l.MaxMessage, maxWireLen)
+	if l.MaxServerBytes < 0 {
+		l.MaxServerBytes = math.MaxInt
+	} else if l.MaxServerBytes == 0 {
+		l.MaxServerBytes = max(defaultServerBytes, l.MaxRequestBytes)
+	}
+	l.MaxServerBytes = max(l.MaxServerBytes, l.MaxMessage)
 	size(&l.OneWayWindow, defaultOneWayWindow, minWindow, maxWireLen)
 	size(&l.StreamWindow, defaultStreamWindow, minWindow, maxWireLen)
 	if d.Unix.Mode == 0 {

@@ -64,6 +64,7 @@ type Conn struct {
 	serving       slotTable[inCall] // the other side's calls
 	servingCount  atomic.Int64      // of them, those that have not ended
 	servingBytes  atomic.Int64      // and their request bytes
+	arriving      atomic.Int64      // bytes of incomplete messages that the Server's budget counts
 	unsettled     atomic.Bool       // there are others whose endings the reader has not passed on
 	oneWay        inNotes           // the other side's one-way messages
 	methodsComing *peerMethods
@@ -102,7 +103,7 @@ func open(ctx context.Context, nc net.Conn, dialler bool, addr string, cfg *Conf
 	}
 	peer, err := authorize(nc, dialler, cfg)
 	if err != nil {
-		refusePeer(nc, dialler, cfg, err)
+		refusePeer(ctx, nc, dialler, cfg, err)
 		nc.Close()
 		return nil, handshakeError(addr, err)
 	}
@@ -112,7 +113,7 @@ func open(ctx context.Context, nc net.Conn, dialler bool, addr string, cfg *Conf
 	nc2, err := cfg.secure(nc, dialler, hostOf(addr), peer)
 	if err == nil && cfg.hasTLS() {
 		if err = cfg.askAuthorize(peer); err != nil {
-			refusePeer(nc2, dialler, cfg, err)
+			refusePeer(ctx, nc2, dialler, cfg, err)
 		}
 	}
 	var theirs *hello

@@ -70,6 +70,13 @@ func (rd *reader) dispatch(in *inCall) (mine bool) {
 	if in.whole.total > 0 || rd.isCongested() || !c.statsOf(m).inline() {
 		c.keep(in)
 		if in.whole.total == 0 {
+			if n := len(in.req.payload); n > uncounted {
+				if !c.cfg.budget.take(n) {
+					rd.refuse(in, errServerFull)
+					return true
+				}
+				in.held = n
+			}
 			in.copied = copies.Get().(*[]byte)
 			*in.copied = append((*in.copied)[:0], in.req.payload...)
 			in.req.payload = *in.copied

@@ -94,6 +94,7 @@ func (c *Conn) finish() {
 		return
 	}
 	c.mux.remove(c)
+	c.nothingArrives()
 	c.workers.close()
 	c.peer.process.Close()
 	close(c.done)
@@ -236,16 +237,20 @@ func brokeOff(err error) error {
 	return &Error{Code: code, Op: "close", Message: "the connection broke off", Err: err}
 }
 
-// violated ends the connection because the other side broke the protocol, and
-// tells it why if it listens.
+// violated ends the connection because the other side broke the protocol, or sent
+// what the Server has no room for, and tells it why if it listens.
 func (c *Conn) violated(err error) {
 	if c.ended.Load() {
 		close(c.eof)
 		return // Close is under way and does the rest
 	}
-	c.endCalls(&Error{Code: Internal, Op: "close", Message: "the other side broke the protocol", Err: err}, true)
+	reason := &Error{Code: Internal, Op: "close", Message: "the other side broke the protocol", Err: err}
+	if err == error(errServerFull) {
+		reason = &Error{Code: ResourceExhausted, Op: "close", Message: errServerFull.Message}
+	}
+	c.endCalls(reason, true)
 	c.out.Lock()
-	c.life.lastWord = appendGoAwayFailed(nil, Internal, err.Error())
+	c.life.lastWord = appendGoAwayFailed(nil, reason.Code, err.Error())
 	c.out.Signal()
 	c.out.Unlock()
 	c.workers.run((*lastWords)(c))

@@ -1,6 +1,7 @@
 package plugwire
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
@@ -336,6 +337,9 @@ func reasonFor(nc net.Conn, err error) error {
 	return err
 }
 
+// tlsHandshakeRecord is the first byte of a TLS connection.
+const tlsHandshakeRecord = 22
+
 // refuseTimeout is how long a peer that is not allowed may take to learn that.
 const refuseTimeout = time.Second
 
@@ -365,13 +369,17 @@ func refuse(nc net.Conn, greeted bool, reason error) {
 }
 
 // refusePeer refuses who may not be there. An acceptor says so only to a
-// dialler that has sent the magic, and reads what came with it, since to close
-// with unread bytes would destroy the answer. It does not wait for long.
-func refusePeer(nc net.Conn, dialler bool, cfg *Config, reason error) {
+// dialler that has sent the magic, or begun with TLS where that is wanted, and
+// reads what came with it, since to close with unread bytes would destroy the
+// answer. It does not wait for long.
+func refusePeer(ctx context.Context, nc net.Conn, dialler bool, cfg *Config, reason error) {
 	nc.SetDeadline(time.Now().Add(min(cfg.HandshakeTimeout, refuseTimeout)))
+	defer context.AfterFunc(ctx, func() { nc.Close() })()
 	if !dialler {
 		var b [len(wireMagic) + frameHeaderLen + maxHello]byte
-		if n, _ := io.ReadAtLeast(nc, b[:], len(wireMagic)); n < len(wireMagic) || string(b[:len(wireMagic)]) != wireMagic {
+		n, _ := io.ReadAtLeast(nc, b[:], len(wireMagic))
+		isTLS := cfg.hasTLS() && n > 0 && b[0] == tlsHandshakeRecord
+		if n < len(wireMagic) || string(b[:len(wireMagic)]) != wireMagic && !isTLS {
 			return
 		}
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -242,8 +241,9 @@ func TestDialMeetsOthers(t *testing.T) {
 	}
 }
 
-// A stranger that does not get on with it is gone at the deadline, whatever it trickles.
-func TestUnfinishedHandshakesEndAtTheDeadline(t *testing.T) {
+// T17, and T12 for those who send nothing or half a magic: a stranger that does not
+// get on with it is gone at the deadline, whatever it trickles.
+func TestT17UnfinishedHandshakesEndAtTheDeadline(t *testing.T) {
 	const timeout = 400 * time.Millisecond
 	opening := helloBytes(adversaryHello())
 	for name, parts := range map[string]struct {
@@ -295,67 +295,6 @@ func TestUnfinishedHandshakesEndAtTheDeadline(t *testing.T) {
 			}
 			t.Errorf("closed after %v, want %v", took, timeout)
 		})
-	}
-}
-
-func TestStalledHandshakesDoNotStopAGoodClient(t *testing.T) {
-	const most = 8
-	s := &Server{Mux: NewMux(), Config: &Config{HandshakeTimeout: time.Minute, Limits: Limits{MaxHandshakes: most}}}
-	addr := "unix://" + filepath.Join(t.TempDir(), "s")
-	l, err := s.Listen(addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan error, 1)
-	go func() { done <- s.Serve(l) }()
-	defer func() {
-		s.Close()
-		if err := <-done; err != ErrServerClosed {
-			t.Error(err)
-		}
-	}()
-	try := func() error {
-		c, err := Dial(context.Background(), addr, nil)
-		if err == nil {
-			_, err = c.Ping(context.Background())
-			c.Close()
-		}
-		return err
-	}
-	var stalled []net.Conn
-	stall := func() {
-		nc, err := net.Dial("unix", strings.TrimPrefix(addr, "unix://"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		nc.Write([]byte(wireMagic))
-		stalled = append(stalled, nc)
-	}
-	defer func() {
-		for _, nc := range stalled {
-			nc.Close()
-		}
-	}()
-	pending := func(n int) {
-		eventually(t, func() bool { s.mu.Lock(); defer s.mu.Unlock(); return len(s.handshakes) == n })
-	}
-	for range most - 1 {
-		stall()
-	}
-	pending(most - 1)
-	if err := try(); err != nil {
-		t.Errorf("with %d of %d handshakes stalled: %v", most-1, most, err)
-	}
-	pending(most - 1)
-	stall()
-	pending(most)
-	if err := try(); err == nil || CodeOf(err) != Unavailable {
-		t.Errorf("with every handshake stalled: %v", err)
-	}
-	stalled[0].Close()
-	pending(most - 1)
-	if err := try(); err != nil {
-		t.Errorf("after one gave up: %v", err)
 	}
 }
 

@@ -252,7 +252,8 @@ type inNotes struct {
 	mu    sync.Mutex // guards the queue, and busy's way to false
 	queue []note
 
-	running int // size of the message that the queue's goroutine handles
+	running     int // size of the message that the queue's goroutine handles
+	runningHeld int // its held
 }
 
 // note is a queued one-way message.
@@ -263,6 +264,7 @@ type note struct {
 	copied  *[]byte  // owns the payload while it is queued
 	parts   assembly // of a payload that is still to be put together
 	dropped int      // bytes of a message that was aborted, and only counts
+	held    int      // bytes to give back to the Server's budget
 }
 
 // appendCredit appends what is to be said about handled messages.
@@ -353,8 +355,8 @@ func (rd *reader) notify(h *FrameHeader, b []byte) (mine bool, err error) {
 	}
 	if pre.total > 0 {
 		n.largeNote = note{method: m, name: name}
-		n.large.begin(rd, pre.total, payload)
-		return true, nil
+		n.large = assembly{total: pre.total, unwanted: m == nil}
+		return true, rd.gatherNote(payload)
 	}
 	return rd.deliver(m, name, payload), nil
 }
@@ -365,27 +367,53 @@ func (rd *reader) notifyPart(h *FrameHeader, b []byte) (mine bool, err error) {
 	if h.Flags&^FlagMore != 0 {
 		return true, errBeginTwice
 	}
-	whole, err := n.large.add(rd, h, b)
+	whole, err := n.large.check(h, b)
+	if err == nil {
+		err = rd.gatherNote(b)
+	}
 	if err != nil || !whole {
 		return true, err
 	}
 	nt, large := n.largeNote, n.large
+	held := rd.noteComplete()
 	n.large, n.largeNote = assembly{}, note{}
 	if nt.method == nil {
 		nt.dropped = large.total
 		large.drop()
 	} else if large.total > spareBytes {
-		nt.parts = large
+		nt.parts, nt.held = large, held
 	}
 	if nt.dropped > 0 || nt.parts.total > 0 { // nothing that the reader should wait for
 		rd.queue(nt)
 		return true, nil
 	}
+	rd.c.cfg.budget.give(held)
 	nt.payload, n.spare = large.join(n.spare[:0]), nil
 	if mine = rd.deliver(nt.method, nt.name, nt.payload); mine && !n.busy.Load() && cap(nt.payload) <= spareBytes {
 		n.spare = nt.payload // handled: the next one may use its buffer
 	}
 	return mine, nil
+}
+
+// gatherNote takes in a part of a one-way message. It cannot be refused as a
+// request can, and to drop it would break what Notify promises: where the Server
+// has no room for it, its connection ends.
+func (rd *reader) gatherNote(b []byte) error {
+	n := &rd.c.oneWay
+	if !n.large.unwanted && !rd.c.arrives(len(b)) {
+		return errServerFull
+	}
+	n.large.put(rd, b)
+	return nil
+}
+
+// noteComplete is called when nothing more is expected of the message in several
+// frames. It returns what is to be given back to the Server's budget.
+func (rd *reader) noteComplete() int {
+	if n := &rd.c.oneWay; !n.large.unwanted {
+		return rd.c.arrived(n.large.have)
+	}
+	return 0
 }
 
 // spareBytes is the largest buffer that is kept for the next large message.
@@ -398,6 +426,7 @@ func (rd *reader) notifyAborted() error {
 		return fmt.Errorf("plugwire: ABORT of a one-way message that was not begun")
 	}
 	dropped := note{dropped: n.large.total}
+	rd.c.cfg.budget.give(rd.noteComplete())
 	n.large.drop()
 	n.largeNote = note{}
 	if !n.busy.Load() || !rd.c.enqueue(dropped) { // not before those before it
@@ -513,7 +542,7 @@ func (c *Conn) noteQueue() {
 			nt.payload = nt.parts.join(getLarge())
 			nt.copied = &nt.payload
 		}
-		n.running = len(nt.payload) + nt.dropped
+		n.running, n.runningHeld = len(nt.payload)+nt.dropped, nt.held
 		if nt.method != nil {
 			r := Request{conn: c, method: nt.method, name: nt.name, payload: nt.payload}
 			invoke(nt.method, &r, nil)
@@ -522,9 +551,15 @@ func (c *Conn) noteQueue() {
 		if nt.copied != nil {
 			putCopy(nt.copied)
 		}
-		c.noteHandled(uint64(n.running), 1)
-		c.flushIfDue()
+		c.noteDone()
 	}
+}
+
+// noteDone is called when the queue's goroutine has handled a message.
+func (c *Conn) noteDone() {
+	c.cfg.budget.give(c.oneWay.runningHeld)
+	c.noteHandled(uint64(c.oneWay.running), 1)
+	c.flushIfDue()
 }
 
 // flushIfDue sends credit that has become due, for the sender may wait for it.
@@ -544,7 +579,6 @@ func (r *noteRunner) run() { (*Conn)(r).noteQueue() }
 
 // noteQueued goes on with the queue after a handler that ended its goroutine.
 func (c *Conn) noteQueued() {
-	c.noteHandled(uint64(c.oneWay.running), 1)
-	c.flushIfDue()
+	c.noteDone()
 	c.noteQueue()
 }

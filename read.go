@@ -528,11 +528,8 @@ func (rd *reader) replyPart(e *outCall, h *FrameHeader, b []byte) (rest []byte, 
 }
 
 func (rd *reader) addReply(e *outCall, b []byte) {
-	if e.state.Load() == callAbandoned {
-		have, total := e.part.have+len(b), e.part.total
-		e.part.drop()
-		e.part.have, e.part.total = have, total
-		return
+	if e.state.Load() == callAbandoned && !e.part.unwanted {
+		e.part.discard()
 	}
 	e.part.put(rd, b)
 }

@@ -28,8 +28,11 @@ type inCall struct {
 	req  Request
 	cost int64
 	kept bool // counted in the connection's servingCount and servingBytes
+	held int  // bytes to give back to the Server's budget with the ending
 
-	part assembly // of a request in several frames; of the holder of the reading role
+	// Of a request in several frames; of the holder of the reading role. Unwanted
+	// when the request was refused and its rest is still to come.
+	part assembly
 
 	// Of the worker that the call is given to.
 	whole  assembly // a request in several frames, to be put together
@@ -165,8 +168,9 @@ func (rd *reader) call(h *FrameHeader, b []byte) (mine bool, err error) {
 		r.deadline = time.Now().Add(pre.left)
 	}
 	if pre.total > 0 {
-		in.part.begin(rd, pre.total, payload)
 		c.keep(in)
+		in.part = assembly{total: pre.total}
+		rd.gather(in, payload, pre.total)
 		return true, nil
 	}
 	r.payload = payload
@@ -207,12 +211,34 @@ func (rd *reader) callPart(in *inCall, h *FrameHeader, b []byte) (mine bool, err
 	if h.Flags&^FlagMore != 0 {
 		return true, errBeginTwice
 	}
-	whole, err := in.part.add(rd, h, b)
-	if err != nil || !whole {
+	whole, err := in.part.check(h, b)
+	if err != nil {
 		return true, err
 	}
-	in.whole, in.part = in.part, assembly{}
+	rd.gather(in, b, len(b))
+	if !whole {
+		return true, nil
+	}
+	a := in.part
+	in.part = assembly{}
+	if a.unwanted { // its ending was sent
+		return true, nil
+	}
+	in.held = rd.c.arrived(a.have)
+	in.whole = a
 	return rd.dispatch(in), nil
+}
+
+// gather takes in a part of a request. When the Server has no room for it, and
+// as much more as is known to come, the request is refused there and then: the
+// other side need not send the rest, and what it still sends is dropped.
+func (rd *reader) gather(in *inCall, b []byte, room int) {
+	if c := rd.c; !in.part.unwanted && (!c.cfg.budget.fits(room) || !c.arrives(len(b))) {
+		c.cfg.budget.give(c.arrived(in.part.have))
+		in.part.discard()
+		rd.refuse(in, errServerFull)
+	}
+	in.part.put(rd, b)
 }
 
 // aborted takes in an ABORT: a request, reply or one-way message that will not be completed.
@@ -237,7 +263,12 @@ func (rd *reader) aborted(h *FrameHeader) error {
 	if in == nil || in.part.total == 0 {
 		return fmt.Errorf("plugwire: ABORT in slot %d, where no request was begun", h.ID)
 	}
+	a := in.part
 	in.part.drop()
+	if a.unwanted { // its ending was sent
+		return nil
+	}
+	c.cfg.budget.give(c.arrived(a.have))
 	rd.refuse(in, &Error{Code: Canceled, Message: "the request was not completed", notRun: true})
 	return nil
 }
@@ -441,6 +472,10 @@ func (c *Conn) respond(in *inCall, out []byte, err error) {
 // appended. Called under out's lock.
 func (c *Conn) endServing(in *inCall) {
 	c.servingBytes.Add(-in.cost)
+	if in.held > 0 {
+		c.cfg.budget.give(in.held)
+		in.held = 0
+	}
 	in.kept = false
 	in.state.Store(inIdle)
 	if c.servingCount.Add(-1) == 0 {

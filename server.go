@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"slices"
 	"sync"
 	"time"
 )
@@ -61,18 +62,26 @@ type Server struct {
 	aborted    bool // Close has been called
 	listeners  map[net.Listener]struct{}
 	conns      map[*Conn]struct{}
-	handshakes map[net.Conn]struct{}
+	handshakes map[*greeting]struct{}
+	accepted   []*greeting   // those of Serve that have not been made to end, the oldest first
 	served     Stats         // of connections that have ended
 	quiet      chan struct{} // closed and replaced when a connection ends
+}
+
+// A greeting is a connection that is in its handshake.
+type greeting struct {
+	nc  net.Conn
+	end context.CancelCauseFunc // has the handshake end; nothing once it is done
 }
 
 func (s *Server) config() *Config {
 	s.once.Do(func() {
 		s.cfg = s.Config.withDefaults()
 		s.cfg.Mux = s.Mux
+		s.cfg.budget = &budget{most: int64(s.cfg.Limits.MaxServerBytes)}
 		s.listeners = make(map[net.Listener]struct{})
 		s.conns = make(map[*Conn]struct{})
-		s.handshakes = make(map[net.Conn]struct{})
+		s.handshakes = make(map[*greeting]struct{})
 		s.quiet = make(chan struct{})
 		s.starting, s.refuse = context.WithCancel(context.Background())
 	})
@@ -130,7 +139,7 @@ func (s *Server) Serve(l net.Listener) error {
 		switch {
 		case err == nil:
 			pause = acceptPauseLeast
-			s.accepted(nc, cfg)
+			s.greet(nc, cfg)
 			continue
 		case s.isClosed():
 			return ErrServerClosed
@@ -148,41 +157,60 @@ func (s *Server) Serve(l net.Listener) error {
 	}
 }
 
-// pause waits for d; false means that the server was closed meanwhile.
+// pause waits for d, or until a connection has ended, which may be what was
+// lacking; false means that the server was closed meanwhile.
 func (s *Server) pause(d time.Duration) bool {
+	s.mu.Lock()
+	closed, changed := s.closed, s.quiet
+	s.mu.Unlock()
+	if closed {
+		return false
+	}
 	timer := time.NewTimer(d)
 	defer timer.Stop()
-	for {
-		s.mu.Lock()
-		closed, changed := s.closed, s.quiet
-		s.mu.Unlock()
-		if closed {
-			return false
-		}
-		select {
-		case <-timer.C:
-			return true
-		case <-changed:
-		}
+	select {
+	case <-timer.C:
+	case <-changed:
 	}
+	return !s.isClosed()
 }
 
-// accepted runs the handshake of an accepted connection off the accept loop.
-func (s *Server) accepted(nc net.Conn, cfg *Config) {
+var errCrowdedOut = errors.New("plugwire: ended to make room for a newer connection (Limits.MaxHandshakes, MaxConns)")
+
+// greet runs the handshake of an accepted connection off the accept loop. Where
+// there are as many handshakes as may be, the oldest is ended, as with half-open
+// connections of TCP: who is honest is done within a round trip and seldom the
+// oldest, whereas to refuse the newest would let a few who stall keep everybody
+// out until the deadline. Connections that have proven themselves keep their
+// places.
+func (s *Server) greet(nc net.Conn, cfg *Config) {
+	ctx, end := context.WithCancelCause(s.starting)
+	g := &greeting{nc, end}
 	s.mu.Lock()
-	full := len(s.handshakes) >= cfg.Limits.MaxHandshakes || len(s.conns)+len(s.handshakes) >= cfg.Limits.MaxConns
-	if s.closed || full {
+	room := cfg.Limits.MaxConns - len(s.conns)
+	if s.closed || room <= 0 {
 		s.mu.Unlock()
+		end(nil)
 		nc.Close()
-		if full && cfg.Logger != nil {
-			cfg.Logger.Warn("plugwire: connection refused: Limits.MaxConns or Limits.MaxHandshakes reached")
+		if room <= 0 && cfg.Logger != nil {
+			cfg.Logger.Warn("plugwire: connection refused: Limits.MaxConns reached")
 		}
 		return
 	}
-	s.handshakes[nc] = struct{}{}
+	for len(s.accepted) >= min(room, cfg.Limits.MaxHandshakes) {
+		s.accepted[0].end(errCrowdedOut)
+		s.accepted = s.accepted[1:]
+	}
+	s.accepted = append(s.accepted, g)
+	s.handshakes[g] = struct{}{}
 	s.mu.Unlock()
 	go func() {
-		if err := s.serve(s.starting, nc, cfg); err != nil && cfg.Logger != nil {
+		defer end(nil)
+		err := s.serve(ctx, g, cfg)
+		if err != nil && context.Cause(ctx) == errCrowdedOut {
+			err = errCrowdedOut
+		}
+		if err != nil && cfg.Logger != nil {
 			cfg.Logger.Warn("plugwire: handshake failed", "err", err)
 		}
 	}()
@@ -199,18 +227,22 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) error {
 		nc.Close()
 		return ErrServerClosed
 	}
-	s.handshakes[nc] = struct{}{}
+	g := &greeting{nc: nc}
+	s.handshakes[g] = struct{}{}
 	s.mu.Unlock()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(s.starting, cancel)()
-	return s.serve(ctx, nc, cfg)
+	return s.serve(ctx, g, cfg)
 }
 
-func (s *Server) serve(ctx context.Context, nc net.Conn, cfg *Config) error {
-	c, err := open(ctx, nc, false, "", cfg)
+func (s *Server) serve(ctx context.Context, g *greeting, cfg *Config) error {
+	c, err := open(ctx, g.nc, false, "", cfg)
 	s.mu.Lock()
-	delete(s.handshakes, nc)
+	delete(s.handshakes, g)
+	if i := slices.Index(s.accepted, g); i >= 0 {
+		s.accepted = slices.Delete(s.accepted, i, i+1)
+	}
 	if err != nil {
 		if turnedAway(err) {
 			s.served.Refused++
@@ -220,11 +252,15 @@ func (s *Server) serve(ctx context.Context, nc net.Conn, cfg *Config) error {
 		return err
 	}
 	closed, aborted := s.closed, s.aborted
+	// Who is through may have been made to end too late, when another had its place.
+	crowded := g.end != nil && len(s.conns) >= cfg.Limits.MaxConns
 	s.conns[c] = struct{}{}
 	s.mu.Unlock()
 	switch {
 	case aborted:
 		c.fail(closedError)
+	case crowded:
+		c.closeFor(&Error{Code: ResourceExhausted, Op: "close", Err: errCrowdedOut})
 	case closed: // the other side has learned that it is connected, and may have called
 		c.Shutdown(context.Background()) // until Server.Shutdown gives up
 	}
@@ -289,8 +325,8 @@ func (s *Server) stop(abort bool) []*Conn {
 		delete(s.listeners, l)
 	}
 	if abort {
-		for nc := range s.handshakes {
-			nc.Close()
+		for g := range s.handshakes {
+			g.nc.Close()
 		}
 	}
 	conns := make([]*Conn, 0, len(s.conns))

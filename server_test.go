@@ -233,42 +233,64 @@ func TestAcceptBacksOff(t *testing.T) {
 	}
 }
 
+// T21: where descriptors have run out, a connection that ends may be what was
+// lacking, however long the pause has become.
+func TestT21AConnectionThatEndsEndsThePause(t *testing.T) {
+	watchdog(t)
+	s := &Server{Mux: echoMux(nil)}
+	l, err := s.Listen("tcp:")
+	if err != nil {
+		t.Fatal(err)
+	}
+	short := &shortOfDescriptors{Listener: l}
+	ended := make(chan error, 1)
+	go func() { ended <- s.Serve(short) }()
+	first := dial(t, addrURI(l.Addr()), nil)
+	until(t, "the second Accept", func() bool { return short.fail.Load() == -2 })
+	short.fail.Store(1 << 30)
+	second := dial(t, addrURI(l.Addr()), nil) // the last one for which there is a descriptor
+	until(t, "a pause of a second", func() bool { return short.tries.Load() == 2+9 })
+	short.fail.Store(0)
+	closeBoth(first)
+	start := time.Now()
+	until(t, "Accept again", func() bool { return short.tries.Load() > 2+9 })
+	if d := time.Since(start); d > 500*time.Millisecond {
+		t.Errorf("tried again only after %v", d)
+	}
+	closeBoth(second, dial(t, addrURI(l.Addr()), nil))
+	s.Close()
+	receive(t, "Serve", ended)
+}
+
 func TestMaxConnsAndMaxHandshakes(t *testing.T) {
 	overTransports(t, func(t *testing.T, transport string) {
-		_, addr, _ := served(t, transport, echoMux(nil), &Config{Limits: Limits{MaxConns: 3, MaxHandshakes: 2}})
+		s, addr, _ := served(t, transport, echoMux(nil), &Config{Limits: Limits{MaxConns: 3, MaxHandshakes: 2}})
 		cfg := testConfig(nil).withDefaults()
 		tr, err := cfg.transportOf("dial", addr)
 		if err != nil {
 			t.Fatal(err)
 		}
-		// Two who say nothing fill the handshakes.
-		var silent []net.Conn
+		// Two who say nothing fill the handshakes, and keep nobody out.
 		for range 2 {
 			nc, err := tr.Dial(background, addr, cfg)
 			if err != nil {
 				t.Fatal(err)
 			}
-			silent = append(silent, nc)
+			defer nc.Close()
 		}
 		refused := func() bool {
 			c, err := Dial(background, addr, testConfig(nil))
 			if err == nil {
+				_, err = c.Call(background, "echo", nil)
 				closeBoth(c)
 			}
 			return err != nil
 		}
-		until(t, "the limit of handshakes", refused)
-		for _, nc := range silent {
-			nc.Close()
-		}
 		var conns []*Conn
-		until(t, "three connections", func() bool {
-			c, err := Dial(background, addr, testConfig(nil))
-			if err == nil {
-				conns = append(conns, c)
-			}
-			return len(conns) == 3
-		})
+		for range 3 {
+			conns = append(conns, dial(t, addr, nil))
+		}
+		until(t, "their places", func() bool { s.mu.Lock(); defer s.mu.Unlock(); return len(s.conns) == 3 })
 		if !refused() {
 			t.Error("a fourth connection was accepted")
 		}

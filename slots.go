@@ -9,7 +9,9 @@ type slotTable[T any] struct {
 	chunks []atomic.Pointer[[slotChunk]T]
 }
 
-const slotChunk = 256
+// slotChunk is small enough that who uses a single slot owns little: a thousand
+// connections that each begin one call are a thousand chunks.
+const slotChunk = 64
 
 func newSlotTable[T any](limit int) slotTable[T] {
 	return slotTable[T]{uint32(limit), make([]atomic.Pointer[[slotChunk]T], (limit+slotChunk-1)/slotChunk)}

@@ -41,8 +41,9 @@ type streamInput struct {
 	reset  bool          // RESET has arrived
 
 	// Guarded by out's lock.
-	large    int    // cost of the large message that was not yet received
-	largeEnd uint64 // got behind it
+	large     int    // cost of the large message that was not yet received
+	largeHeld int    // bytes of it that the Server's budget counts
+	largeEnd  uint64 // got behind it
 
 	// Of the one who receives.
 	receiving bool

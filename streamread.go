@@ -367,6 +367,9 @@ func (s *Stream) part(h *FrameHeader, b []byte) ([]byte, error) {
 			return nil, errBeginTwice
 		}
 		whole, err := checkPart(h, in.have, in.total, len(b))
+		if err == nil && in.total+messageCost > c.cfg.Limits.StreamWindow {
+			err = s.largeGrows(len(b))
+		}
 		if in.have += len(b); whole {
 			in.total, in.have = 0, 0
 		}
@@ -385,7 +388,11 @@ func (s *Stream) part(h *FrameHeader, b []byte) ([]byte, error) {
 	}
 	in.got.Add(uint64(cost))
 	if pre.total > 0 && cost > c.cfg.Limits.StreamWindow {
-		if err := s.largeArrives(cost); err != nil {
+		err := s.largeArrives(cost)
+		if err == nil {
+			err = s.largeGrows(len(payload))
+		}
+		if err != nil {
 			return nil, err
 		}
 	}

@@ -132,11 +132,34 @@ func (s *Stream) largeArrives(cost int) error {
 	return nil
 }
 
+// largeGrows counts a part of the large message against the Server's budget. As
+// with a one-way message, the connection ends where there is no room for it.
+func (s *Stream) largeGrows(n int) error {
+	c := s.conn
+	if c.cfg.budget == nil {
+		return nil
+	}
+	c.out.Lock()
+	defer c.out.Unlock()
+	if s.in.large == 0 { // nobody will receive it
+		return nil
+	}
+	if !c.arrives(n) {
+		return errServerFull
+	}
+	s.in.largeHeld += n
+	return nil
+}
+
 // largeHandled is called when the other side learns that this one does not hold
 // the stream's large message any more, or has ended the stream.
 func (s *Stream) largeHandled() {
-	s.conn.large.held -= s.in.large
-	s.in.large = 0
+	c := s.conn
+	c.large.held -= s.in.large
+	if s.in.largeHeld > 0 {
+		c.cfg.budget.give(c.arrived(s.in.largeHeld))
+	}
+	s.in.large, s.in.largeHeld = 0, 0
 }
 
 func (s *Stream) tooLong(n int) error {

@@ -118,6 +118,12 @@ func TestT13BothSidesLearnWhyTLSFails(t *testing.T) {
 		"the dialler has no TLS":                 {&Config{}, tlsOf(good), Unauthenticated, noTLS, noTLS},
 		"only the dialler is refused a secret": {&Config{TLS: good, secret: newSecret()}, &Config{TLS: good, secret: newSecret()},
 			Unauthenticated, "one-time secret", "one-time secret"},
+		"the kernel's word is enough": {tlsOf(good), &Config{TLS: good, vouch: func(*Peer) error {
+			return &Error{Code: PermissionDenied, Message: "not you"}
+		}}, PermissionDenied, "not you", "not you"},
+		"the dialler thinks so": {&Config{TLS: good, vouch: func(*Peer) error {
+			return &Error{Code: PermissionDenied, Message: "not you"}
+		}}, tlsOf(good), PermissionDenied, "not you", "not you"},
 		"Authorize refuses, and sees the certificate": {tlsOf(good), &Config{TLS: good, Authorize: func(p *Peer) error {
 			if p.Certificate() == nil {
 				return nil
