@@ -19,13 +19,19 @@ type Peer struct {
 	Verified      bool   // the ids come from the kernel, or TLS has verified the certificate
 	SPIFFEID      string // that TLS has verified, see TLSConfig.TrustDomain; else ""
 
-	cert any // *x509.Certificate that TLS has verified, or nil; see tls.go
+	cert any    // *x509.Certificate that TLS has verified, or nil; see tls.go
+	name string // how String says whose it is, or ""
 }
 
 // String describes the peer for logs and errors.
 func (p *Peer) String() string {
-	if !p.Verified {
+	switch {
+	case !p.Verified:
 		return "unverified peer over " + p.Transport
+	case p.name != "" && p.UID < 0:
+		return p.name + " over " + p.Transport
+	case p.name != "":
+		return fmt.Sprintf("%s, uid %d gid %d pid %d over %s", p.name, p.UID, p.GID, p.PID, p.Transport)
 	}
 	return fmt.Sprintf("uid %d gid %d pid %d over %s", p.UID, p.GID, p.PID, p.Transport)
 }

@@ -263,10 +263,16 @@ func TestPeerHasTheVerifiedIdentityOnly(t *testing.T) {
 	plain := ca.trusting(tls.Certificate{})
 	spiffe := plain
 	spiffe.TrustDomain = "example.org"
+	const id = "spiffe://example.org/ns/a/sa/plugin"
 	for _, row := range []struct {
-		c  TLSConfig
-		id string
-	}{{plain, ""}, {pinnedTLS(&tls.Certificate{}, keyPin(leaf)), ""}, {spiffe, "spiffe://example.org/ns/a/sa/plugin"}} {
+		c      TLSConfig
+		id     string
+		string string
+	}{
+		{plain, "", `certificate of "CN=secret-subject" over tcp`},
+		{pinnedTLS(&tls.Certificate{}, keyPin(leaf)), "", `certificate of "CN=secret-subject" over tcp`},
+		{spiffe, id, id + " over tcp"},
+	} {
 		p := &Peer{UID: -1, GID: -1, PID: -1, Transport: "tcp"}
 		if p.Certificate() != nil {
 			t.Error("a certificate from nowhere")
@@ -275,6 +281,9 @@ func TestPeerHasTheVerifiedIdentityOnly(t *testing.T) {
 		p.identify(stateOf(leaf), &row.c)
 		if p.Certificate() != leaf || p.SPIFFEID != row.id || !p.Verified {
 			t.Errorf("%+v, want the ID %q", p, row.id)
+		}
+		if p.String() != row.string {
+			t.Errorf("%v, want %s", p, row.string)
 		}
 	}
 }
