@@ -24,6 +24,7 @@ type Peer struct {
 	SPIFFEID      string // that TLS has verified, see TLSConfig.TrustDomain; else ""
 
 	cert    any               // *x509.Certificate that TLS has verified, or nil; see tls.go
+	name    string            // how String says whose it is, or ""
 	process *peercred.Process // or nil; closed with the connection
 }
 
@@ -37,8 +38,13 @@ func (p *Peer) Valid() bool { return p.process.Alive() }
 
 // String describes the peer for logs and errors.
 func (p *Peer) String() string {
-	if !p.Verified {
+	switch {
+	case !p.Verified:
 		return "unverified peer over " + p.Transport
+	case p.name != "" && p.UID < 0:
+		return p.name + " over " + p.Transport
+	case p.name != "":
+		return fmt.Sprintf("%s, uid %d gid %d pid %d over %s", p.name, p.UID, p.GID, p.PID, p.Transport)
 	}
 	return fmt.Sprintf("uid %d gid %d pid %d over %s", p.UID, p.GID, p.PID, p.Transport)
 }

@@ -59,8 +59,10 @@ func (p *Peer) Certificate() *x509.Certificate {
 func (p *Peer) identify(cs tls.ConnectionState, t *TLSConfig) {
 	leaf := cs.PeerCertificates[0]
 	p.cert, p.Verified = leaf, true
+	p.name = fmt.Sprintf("certificate of %q", leaf.Subject)
 	if t.pin == "" && t.TrustDomain != "" {
 		p.SPIFFEID = leaf.URIs[0].String()
+		p.name = p.SPIFFEID
 	}
 }
 

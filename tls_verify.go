@@ -7,6 +7,8 @@ import (
 	"crypto/subtle"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -185,7 +187,7 @@ func (v *verifier) checkSVID(leaf *x509.Certificate) (string, error) {
 	id := leaf.URIs[0].String()
 	domain, ok := parseSPIFFEID(id)
 	switch {
-	case !ok:
+	case !ok, !hasURI(leaf, id):
 		return "the certificate's URI is not a SPIFFE ID of a workload", fmt.Errorf("it is %q", id)
 	case domain != v.TrustDomain:
 		return "the SPIFFE ID is of another trust domain", fmt.Errorf("it is %q, not in %q", id, v.TrustDomain)
@@ -196,6 +198,15 @@ func (v *verifier) checkSVID(leaf *x509.Certificate) (string, error) {
 		return "the SPIFFE ID is not authorized", fmt.Errorf("%q: %w", id, err)
 	}
 	return "", nil
+}
+
+// hasURI reports whether the certificate has the URI byte for byte: net/url drops
+// an empty fragment and writes the scheme in small letters.
+func hasURI(leaf *x509.Certificate, uri string) bool {
+	name, err := asn1.Marshal(asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: 6, Bytes: []byte(uri)}) // RFC 5280, 4.2.1.6
+	return err == nil && slices.ContainsFunc(leaf.Extensions, func(e pkix.Extension) bool {
+		return e.Id.Equal(asn1.ObjectIdentifier{2, 5, 29, 17}) && bytes.Contains(e.Value, name)
+	})
 }
 
 // Bounds of SPIFFE IDs, of

@@ -6,6 +6,8 @@ import (
 	"crypto/ecdsa"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"errors"
 	"net"
 	"net/url"
@@ -154,6 +156,16 @@ func TestT13SPIFFERules(t *testing.T) {
 			}
 		}
 	}
+	rawURI := func(uri string) func(*x509.Certificate) { // for net/url would make another of it
+		return func(c *x509.Certificate) {
+			names, err := asn1.Marshal([]asn1.RawValue{{Class: asn1.ClassContextSpecific, Tag: 6, Bytes: []byte(uri)}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.DNSNames, c.IPAddresses, c.URIs = nil, nil, nil
+			c.ExtraExtensions = []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 17}, Value: names}}
+		}
+	}
 	usage := func(u x509.KeyUsage) func(*x509.Certificate) { return func(c *x509.Certificate) { c.KeyUsage = u } }
 	extended := func(u ...x509.ExtKeyUsage) func(*x509.Certificate) {
 		return func(c *x509.Certificate) { c.ExtKeyUsage = u }
@@ -172,6 +184,7 @@ func TestT13SPIFFERules(t *testing.T) {
 		want string
 	}{
 		{"valid", nil, ""},
+		{"one URI and nothing else", rawURI("spiffe://example.org/a"), ""},
 		{"no DNS name, which an SVID does not need", func(c *x509.Certificate) { c.DNSNames, c.IPAddresses = nil, nil }, ""},
 		{"no extended key usage", extended(), ""},
 		{"longest ID", ids(longest), ""},
@@ -191,6 +204,8 @@ func TestT13SPIFFERules(t *testing.T) {
 		{"percent", ids("spiffe://example.org/%61"), notID},
 		{"query", ids("spiffe://example.org/a?b"), notID},
 		{"fragment", ids("spiffe://example.org/a#b"), notID},
+		{"empty fragment", rawURI("spiffe://example.org/a#"), notID},
+		{"upper case scheme", rawURI("SPIFFE://example.org/a"), notID},
 		{"user", ids("spiffe://user@example.org/a"), notID},
 		{"port", ids("spiffe://example.org:80/a"), notID},
 		{"upper case domain", ids("spiffe://Example.org/a"), notID},
@@ -248,10 +263,16 @@ func TestPeerHasTheVerifiedIdentityOnly(t *testing.T) {
 	plain := ca.trusting(tls.Certificate{})
 	spiffe := plain
 	spiffe.TrustDomain = "example.org"
+	const id = "spiffe://example.org/ns/a/sa/plugin"
 	for _, row := range []struct {
-		c  TLSConfig
-		id string
-	}{{plain, ""}, {pinnedTLS(&tls.Certificate{}, keyPin(leaf)), ""}, {spiffe, "spiffe://example.org/ns/a/sa/plugin"}} {
+		c      TLSConfig
+		id     string
+		string string
+	}{
+		{plain, "", `certificate of "CN=secret-subject" over tcp`},
+		{pinnedTLS(&tls.Certificate{}, keyPin(leaf)), "", `certificate of "CN=secret-subject" over tcp`},
+		{spiffe, id, id + " over tcp"},
+	} {
 		p := &Peer{UID: -1, GID: -1, PID: -1, Transport: "tcp"}
 		if p.Certificate() != nil {
 			t.Error("a certificate from nowhere")
@@ -260,6 +281,9 @@ func TestPeerHasTheVerifiedIdentityOnly(t *testing.T) {
 		p.identify(stateOf(leaf), &row.c)
 		if p.Certificate() != leaf || p.SPIFFEID != row.id || !p.Verified {
 			t.Errorf("%+v, want the ID %q", p, row.id)
+		}
+		if p.String() != row.string {
+			t.Errorf("%v, want %s", p, row.string)
 		}
 	}
 }
