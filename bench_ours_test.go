@@ -30,10 +30,12 @@ func manyWorkers(w *workload) { w.workers, w.batch = w.workers*w.batch, 1 }
 
 func yieldFor(yield bool) func() { return func() { batch.NoYield = !yield } }
 
-func init() { benchServices["plugwire"] = serveOurs }
+func init() {
+	benchServices["plugwire"] = func(network string) (string, func(), error) { return serveOurs(network, nil) }
+}
 
 // serveOurs serves "echo", "count" and "tally", which reports what was counted.
-func serveOurs(network string) (string, func(), error) {
+func serveOurs(network string, cfg *Config) (string, func(), error) {
 	var t tally // only ever used from one connection, whose one-way messages run in order
 	mux := NewMux()
 	mux.Handle("echo", HandlerFunc(func(r *Request, reply []byte) ([]byte, error) {
@@ -62,7 +64,7 @@ func serveOurs(network string) (string, func(), error) {
 		}
 	})
 	addr := map[string]string{"unix": "unix:", "tcp": "tcp://127.0.0.1:0"}[network]
-	server := &Server{Mux: mux}
+	server := &Server{Mux: mux, Config: cfg}
 	l, err := server.Listen(addr)
 	if err != nil {
 		return "", nil, err
@@ -77,9 +79,12 @@ func serveOurs(network string) (string, func(), error) {
 	return addrURI(l.Addr()), func() { server.Close(); <-served }, nil
 }
 
+// dialOurs connects to a server process, which may have said more than its address.
+var dialOurs = func(addr string) (*Conn, error) { return Dial(context.Background(), addr, nil) }
+
 // connectUnary is the client whose workers make one call after the other.
 func connectUnary(_, addr string, w workload) (*benchClient, error) {
-	conn, err := Dial(context.Background(), addr, nil)
+	conn, err := dialOurs(addr)
 	if err != nil {
 		return nil, err
 	}
@@ -109,7 +114,7 @@ func echoCaller(conn *Conn, worker int, w workload) func() error {
 // many bytes, again and again while a turn lasts.
 func connectBeside(method string, size int) func(network, addr string, w workload) (*benchClient, error) {
 	return func(network, addr string, w workload) (*benchClient, error) {
-		conn, err := Dial(context.Background(), addr, nil)
+		conn, err := dialOurs(addr)
 		if err != nil {
 			return nil, err
 		}
@@ -150,7 +155,7 @@ func connectBeside(method string, size int) func(network, addr string, w workloa
 
 // connectDoAll is the client that makes w.batch calls at once.
 func connectDoAll(_, addr string, w workload) (*benchClient, error) {
-	conn, err := Dial(context.Background(), addr, nil)
+	conn, err := dialOurs(addr)
 	if err != nil {
 		return nil, err
 	}
@@ -187,7 +192,7 @@ func connectDoAll(_, addr string, w workload) (*benchClient, error) {
 
 // connectOneWay is the client that sends one-way messages, and in the end asks how many were handled.
 func connectOneWay(_, addr string, w workload) (*benchClient, error) {
-	conn, err := Dial(context.Background(), addr, nil)
+	conn, err := dialOurs(addr)
 	if err != nil {
 		return nil, err
 	}
@@ -224,7 +229,7 @@ func connectOneWay(_, addr string, w workload) (*benchClient, error) {
 // connectStream is the client that sends messages on a stream, and in the end
 // asks how many were received.
 func connectStream(_, addr string, w workload) (*benchClient, error) {
-	conn, err := Dial(context.Background(), addr, nil)
+	conn, err := dialOurs(addr)
 	if err != nil {
 		return nil, err
 	}
@@ -265,7 +270,7 @@ func connectFirstCall(_, addr string, w workload) (*benchClient, error) {
 	return &benchClient{
 		worker: func(i int) func() error {
 			return func() (err error) {
-				if conn, err = Dial(context.Background(), addr, nil); err != nil {
+				if conn, err = dialOurs(addr); err != nil {
 					return err
 				}
 				return echoCaller(conn, i, w)()

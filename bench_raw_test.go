@@ -194,9 +194,12 @@ func rawCount(conn net.Conn) error {
 	}
 }
 
+// dialRaw connects to a server process, which may have said more than its address.
+var dialRaw = net.Dial
+
 // connectRaw is the client of a lone ping-pong.
 func connectRaw(network, addr string, w workload) (*benchClient, error) {
-	conn, err := net.Dial(network, addr)
+	conn, err := dialRaw(network, addr)
 	if err != nil {
 		return nil, err
 	}
@@ -232,7 +235,7 @@ func connectRawEach(network, addr string, w workload) (*benchClient, error) {
 	return &benchClient{
 		worker: func(int) func() error {
 			return func() (err error) {
-				if conn, err = net.Dial(network, addr); err != nil {
+				if conn, err = dialRaw(network, addr); err != nil {
 					return err
 				}
 				return rawCaller(conn, w)()
@@ -245,7 +248,7 @@ func connectRawEach(network, addr string, w workload) (*benchClient, error) {
 
 // connectRawOneWay is the client that packs one-way messages.
 func connectRawOneWay(network, addr string, w workload) (*benchClient, error) {
-	conn, err := net.Dial(network, addr)
+	conn, err := dialRaw(network, addr)
 	if err != nil {
 		return nil, err
 	}
@@ -383,7 +386,7 @@ func (m *rawMux) read() {
 
 // connectRawMux is the client of w.workers callers, each of which has w.batch calls in flight.
 func connectRawMux(network, addr string, w workload) (*benchClient, error) {
-	conn, err := net.Dial(network, addr)
+	conn, err := dialRaw(network, addr)
 	if err != nil {
 		return nil, err
 	}
