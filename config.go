@@ -146,6 +146,32 @@ type LaunchConfig struct {
 	// the plugin's environment then knows the secret.
 	SecretInEnv bool
 
+	// StartRetries is how often a start that failed is tried again, with pauses
+	// like those before restarts; default 0.
+	StartRetries int
+
+	// Restart says when a plugin that ended is started again; default never. The
+	// first restart comes after RestartDelay (default 100 ms), and each further one
+	// within RestartWindow (1 min) after twice as long, up to RestartDelayMax
+	// (10 s). When MaxRestarts (10) were not enough within it, the plugin is given
+	// up. Calls wait for a process for at most RestartWait (10 s).
+	Restart                                                   RestartPolicy
+	RestartDelay, RestartDelayMax, RestartWindow, RestartWait time.Duration
+	MaxRestarts                                               int
+
+	// HealthMethod is a method of the plugin that is called, with an empty request,
+	// every HealthInterval (default 10 s), and must answer within it. When it fails
+	// HealthThreshold times (3) in a row, the plugin is unhealthy: its connection
+	// and then its process are ended. Default "": only KeepAlive looks after it.
+	HealthMethod    string
+	HealthInterval  time.Duration
+	HealthThreshold int
+
+	// OnEvent is told what happens to the plugin, one event after the other, by
+	// whichever goroutine notices it. It must return soon, and not wait for the
+	// Plugin's end. Events also go to Logger.
+	OnEvent func(Event)
+
 	// MagicCookie is what a plugin expects of its host, so that a plugin that
 	// belongs to another program says so. It is not a secret. Default "plugwire".
 	MagicCookie string
@@ -160,6 +186,13 @@ const (
 	defaultStartTimeout     = 10 * time.Second
 	defaultExitTimeout      = 5 * time.Second
 	defaultTCPKeepAlive     = 15 * time.Second
+	defaultRestartDelay     = 100 * time.Millisecond
+	defaultRestartDelayMax  = 10 * time.Second
+	defaultRestartWindow    = time.Minute
+	defaultRestartWait      = 10 * time.Second
+	defaultHealthInterval   = 10 * time.Second
+	defaultMaxRestarts      = 10
+	defaultHealthThreshold  = 3
 	defaultMagicCookie      = "plugwire"
 
 	defaultMaxConns      = 4096
@@ -200,6 +233,11 @@ func (c *Config) withDefaults() *Config {
 	duration(&d.CloseTimeout, defaultCloseTimeout)
 	duration(&d.Launch.StartTimeout, defaultStartTimeout)
 	duration(&d.Launch.ExitTimeout, defaultExitTimeout)
+	duration(&d.Launch.RestartDelay, defaultRestartDelay)
+	duration(&d.Launch.RestartDelayMax, defaultRestartDelayMax)
+	duration(&d.Launch.RestartWindow, defaultRestartWindow)
+	duration(&d.Launch.RestartWait, defaultRestartWait)
+	duration(&d.Launch.HealthInterval, defaultHealthInterval)
 	if d.TCP.KeepAlive == 0 {
 		d.TCP.KeepAlive = defaultTCPKeepAlive
 	}
@@ -227,6 +265,8 @@ func (c *Config) withDefaults() *Config {
 	l.MaxServerBytes = max(l.MaxServerBytes, l.MaxMessage)
 	size(&l.OneWayWindow, defaultOneWayWindow, minWindow, maxWireLen)
 	size(&l.StreamWindow, defaultStreamWindow, minWindow, maxWireLen)
+	size(&d.Launch.MaxRestarts, defaultMaxRestarts, 0, maxWireLen)
+	size(&d.Launch.HealthThreshold, defaultHealthThreshold, 1, maxWireLen)
 	if d.Unix.Mode == 0 {
 		d.Unix.Mode = 0o600
 	}

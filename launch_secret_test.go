@@ -101,7 +101,7 @@ func TestT07SiblingThatConnectsToAPlugin(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				own.pin = p.conn.cfg.TLS.pin // which it may well have seen
+				own.pin = p.Conn().cfg.TLS.pin // which it may well have seen
 				cfgs = append(cfgs, &Config{secret: key, TLS: own})
 			}
 			for _, cfg := range cfgs {
@@ -174,7 +174,7 @@ func TestT24SecretsAppearNowhere(t *testing.T) {
 				lt.cfg.Launch.SecretInEnv = env
 				lt.cfg.Logger = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug - 10}))
 				p := lt.launch()
-				key := p.secret
+				key := p.cur.Load().secret
 				text := strings.TrimSpace(key.text())
 				look := func(where, s string) {
 					if strings.Contains(s, text) || strings.Contains(s, string(key[:])) {
@@ -183,7 +183,7 @@ func TestT24SecretsAppearNowhere(t *testing.T) {
 				}
 				look("its formatting", fmt.Sprintf("%v %+v %#v %x %s %d", key, key, key, key, key, key))
 				look("the plugin's formatting", fmt.Sprintf("%+v %#v", p, p.cfg))
-				look("the connection's formatting", fmt.Sprintf("%+v", p.conn.cfg))
+				look("the connection's formatting", fmt.Sprintf("%+v", p.Conn().cfg))
 				for _, name := range []string{launchVar, "PATH"} {
 					v, err := p.Call(t.Context(), "env", []byte(name))
 					if err != nil || name == launchVar && len(v) > 0 {

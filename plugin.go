@@ -1,51 +1,56 @@
 package plugwire
 
 import (
-	"bytes"
 	"context"
-	"encoding/base64"
-	"errors"
-	"fmt"
-	"io/fs"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
-	"strings"
-	"time"
+	"sync"
+	"sync/atomic"
 )
 
-// Plugin is a plugin's process and the connection to it. Its methods may be
-// called concurrently.
+// Plugin is a plugin that Launch started: a process, the connection to it, and,
+// where Config.Launch.Restart asks for that, the processes that take its place
+// when it ends. Its methods may be called concurrently.
 //
-// The process and the connection end together: a plugin that exits ends its
-// pending calls, and one whose connection ends, for whatever reason, has
-// ExitTimeout to exit before it is killed.
+// While no process runs, because one ended and the next is not ready, calls wait
+// for it, for at most Config.Launch.RestartWait. Calls that were in flight when
+// the process ended fail at once; NotRun says whether they can have run. Those
+// that cannot, and those with Call.Idempotent, are made again on the next.
 type Plugin struct {
-	cfg       *Config // with defaults
-	name      string  // the command, for errors
-	dir       string  // the socket's private directory, or ""
-	proc      *process
-	conn      *Conn
-	selection *Selection
-	secret    *secret // for redact
+	given *Config // by the caller, for each start
+	cfg   *Config // with defaults
 
-	done chan struct{} // closed by watch, when everything is gone
-	err  error         // of Wait; read after done
+	cur      atomic.Pointer[instance] // the one that calls go to; it may have ended
+	mu       sync.Mutex
+	template *exec.Cmd
+	changed  chan struct{}          // closed and replaced when cur changes
+	over     bool                   // no process runs or will
+	live     map[*instance]struct{} // those that have not ended
+	before   Stats                  // of those that have
+
+	swapping sync.Mutex // held while Swap starts an instance
+	telling  sync.Mutex // held while an event is reported
+
+	closing context.Context // of starts, and of waits for them; ends with the first Close
+	stop    context.CancelFunc
+
+	done    chan struct{} // closed by supervise when the Plugin has ended
+	lastErr error         // of Wait; read after done
 }
 
 // Launch starts a plugin as cmd says, connects to it and returns when it can be
 // called. The plugin is a program that calls ServePlugin.
 //
 // cmd is a template: its Path, Args, Env, Dir, Stderr, ExtraFiles and
-// SysProcAttr are copied and it is not changed, so that it can serve again. A
-// nil Env means that of this process. Its Stderr, when set, gets a copy of the
-// plugin's; a Stderr that blocks blocks the plugin. A cmd that was started, has
-// Stdin or Stdout set, or comes from exec.CommandContext is refused.
+// SysProcAttr are copied for each start and it is not changed, so that it can
+// serve again. A nil Env means that of this process. Its Stderr, when set, gets a
+// copy of the plugin's; a Stderr that blocks blocks the plugin. A cmd that was
+// started, has Stdin or Stdout set, or comes from exec.CommandContext is refused.
 //
 // ctx bounds the start only: when it ends during the start, the process is
-// killed and Launch returns at once; afterwards it means nothing. The start is
-// also bounded by Config.Launch.StartTimeout, DialTimeout and HandshakeTimeout.
+// killed and Launch returns at once; afterwards it means nothing. Each attempt to
+// start is also bounded by Config.Launch.StartTimeout, DialTimeout and
+// HandshakeTimeout; Config.Launch.StartRetries allows more than one.
 //
 // The error is an *Error with Op "launch" that names the phase that failed, the
 // command, how the process ended, and the last lines of its stderr. After an
@@ -54,430 +59,73 @@ func Launch(ctx context.Context, cmd *exec.Cmd, cfg *Config) (*Plugin, error) {
 	if err := checkTemplate(cmd); err != nil {
 		return nil, err
 	}
-	p := &Plugin{cfg: cfg.withDefaults(), name: commandName(cmd), done: make(chan struct{})}
-	if phase, err := p.start(ctx, cmd, cfg); err != nil {
-		return nil, p.failed(ctx, phase, err)
+	p := &Plugin{given: cfg, cfg: cfg.withDefaults(), template: cmd, live: make(map[*instance]struct{}),
+		changed: make(chan struct{}), done: make(chan struct{})}
+	p.closing, p.stop = context.WithCancel(context.Background())
+	inst, err := p.first(ctx)
+	if err != nil {
+		p.stop()
+		return nil, err
 	}
-	go p.watch()
+	p.become(nil, inst)
+	go p.supervise(inst)
 	return p, nil
 }
 
-// checkTemplate refuses a command that cannot be a template.
-func checkTemplate(cmd *exec.Cmd) error {
-	var why, hint string
-	switch {
-	case cmd == nil:
-		why = "the command is nil"
-	case cmd.Process != nil:
-		why, hint = "the command was already started", "pass a new exec.Command; Launch starts it"
-	case cmd.Stdin != nil:
-		why, hint = "the command has Stdin set", "Launch needs stdin for itself: its end tells the plugin that the host is gone"
-	case cmd.Stdout != nil:
-		why, hint = "the command has Stdout set", "Launch needs stdout for itself: it reads the launch line there"
-	case cmd.Cancel != nil:
-		why, hint = "the command comes from exec.CommandContext", "use exec.Command; the context given to Launch bounds the start only"
-	default:
-		return nil
+// become has calls go to the instance next if they go to old now.
+func (p *Plugin) become(old, next *instance) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.over || !p.cur.CompareAndSwap(old, next) {
+		return false
 	}
-	return &Error{Code: InvalidArgument, Op: "launch", Addr: commandName(cmd), Message: why, Hint: hint}
+	close(p.changed)
+	p.changed = make(chan struct{})
+	return true
 }
 
-// commandName is how errors call the plugin. Arguments are left out: they may be
-// nobody's business.
-func commandName(cmd *exec.Cmd) string {
-	if cmd == nil {
-		return ""
+// Conn returns the connection to the process that runs, or that ran last: after a
+// restart or a Swap it is another.
+func (p *Plugin) Conn() *Conn { return p.cur.Load().conn }
+
+// Pid returns the process id of the plugin, or of the last process that ran.
+func (p *Plugin) Pid() int { return p.cur.Load().pid() }
+
+// Stats returns the sums of the counters of all connections that it has had.
+func (p *Plugin) Stats() Stats {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	sum := p.before
+	for inst := range p.live {
+		sum.add(inst.conn.Stats())
 	}
-	return plainText(cmd.Path, maxLaunchSeen)
+	sum.CertErrors = certErrors.Load()
+	return sum
 }
-
-// The phases of a start, as errors name them.
-const (
-	phasePrepare = "preparing"
-	phaseStart   = "starting the process"
-	phaseLine    = "waiting for its launch line"
-	phaseConnect = "connecting"
-	phaseHello   = "handshake"
-)
-
-// start does what Launch does, and returns the phase in which it failed. cfg is
-// the caller's, without defaults.
-func (p *Plugin) start(ctx context.Context, cmd *exec.Cmd, cfg *Config) (phase string, err error) {
-	if err := ctx.Err(); err != nil {
-		return phasePrepare, err
-	}
-	offer, err := p.offer()
-	if err != nil {
-		return phasePrepare, err
-	}
-	order := &launchOrder{cookie: p.cfg.Launch.MagicCookie, dir: p.dir, versions: p.cfg.Versions, stdin: true,
-		secret: newSecret(), secretStdin: !p.cfg.Launch.SecretInEnv}
-	for _, c := range offer {
-		if c.Reason == "" {
-			order.transports = append(order.transports, c.Transport)
-		}
-	}
-	p.secret = order.secret
-	auto, err := p.offerTLS(order)
-	if err != nil {
-		return phasePrepare, err
-	}
-	if p.proc, err = startProcess(cmd, order); err != nil {
-		return phaseStart, err
-	}
-	line, err := p.awaitLine(ctx)
-	if err != nil {
-		return phaseLine, err
-	}
-	if err := order.check(line); err != nil {
-		return phaseLine, err
-	}
-	p.selection = selectionOf(offer, line, p.cfg, order)
-	var dialled Config
-	if cfg != nil {
-		dialled = *cfg
-	}
-	if dialled.KeepAlive == 0 {
-		dialled.KeepAlive = defaultKeepAlive
-	}
-	if line.field(lineSecret) != noLineSecret {
-		dialled.secret = order.secret
-	}
-	if order.autoTLS(line.network) {
-		dialled.TLS = auto
-		dialled.TLS.pin = line.cert
-	}
-	proves := dialled.secret != nil || dialled.TLS.pin != ""
-	dialled.vouch = func(peer *Peer) error { return p.vouch(peer, proves) }
-	if p.conn, err = Dial(ctx, line.uri(), &dialled); err != nil {
-		if e := (*Error)(nil); errors.As(err, &e) && e.Op == "handshake" {
-			return phaseHello, err
-		}
-		return phaseConnect, err
-	}
-	return "", nil
-}
-
-// offerTLS adds to order the transports that automatic mutual TLS is for, and
-// returns this side's settings of it.
-func (p *Plugin) offerTLS(order *launchOrder) (auto TLSConfig, err error) {
-	l := &p.cfg.Launch
-	for _, scheme := range order.transports {
-		if !l.NoAutoMTLS && !p.cfg.hasTLS() && (l.AutoMTLS || scheme != "unix") {
-			order.tls = append(order.tls, scheme)
-		}
-	}
-	if len(order.tls) > 0 {
-		auto, order.pin, err = newAutoTLS("plugwire host")
-	}
-	return auto, err
-}
-
-// vouch decides whether the peer can be the plugin: it is the process that was
-// started or, when it is going to prove that it knows the secret or has the
-// pinned key, one of that process's group, as behind a shell, "go run" or a debugger. Where nobody can
-// tell which process it is, the secret alone decides.
-func (p *Plugin) vouch(peer *Peer, proves bool) error {
-	child := p.Pid()
-	switch {
-	case peer.PID == child, proves && peer.PID <= 0:
-		return nil
-	case proves && inGroupOf(peer.PID, child) && (peer.process == nil || peer.Valid()): // and the group was not a successor's
-		return nil
-	case peer.PID <= 0:
-		return &Error{Code: PermissionDenied, Message: "the plugin did not get the one-time secret, and the system does not tell which process it is",
-			Hint: "what starts the plugin must pass on its stdin, or set Config.Launch.SecretInEnv"}
-	case !proves:
-		return &Error{Code: PermissionDenied, Message: fmt.Sprintf(
-			"process %d serves there, not process %d that was started, and it did not get the one-time secret", peer.PID, child),
-			Hint: "what starts the plugin must pass on its stdin, or set Config.Launch.SecretInEnv"}
-	}
-	return &Error{Code: PermissionDenied, Message: fmt.Sprintf(
-		"process %d serves there, which is neither process %d that was started nor of its process group", peer.PID, child)}
-}
-
-// offer lists the transports that may be used, those that cannot with the
-// reason, and makes the directory for the sockets.
-func (p *Plugin) offer() ([]Candidate, error) {
-	schemes := p.cfg.Transports
-	if schemes == nil {
-		schemes = Transports()
-	}
-	var offer []Candidate
-	usable := 0
-	for _, scheme := range schemes {
-		c := Candidate{Transport: scheme}
-		_, known := p.cfg.Custom[scheme]
-		_, builtin := builtinTransports[scheme]
-		switch {
-		case scheme == "" || !isScheme(scheme) || !known && !builtin:
-			c.Reason = "this host has no such transport"
-		case scheme == "unix" && p.dir == "":
-			var err error
-			if p.dir, err = privateDir(p.cfg.Unix.Dir); err != nil {
-				c.Reason = "no directory for the socket: " + err.Error()
-			}
-		}
-		if c.Reason == "" {
-			usable++
-		}
-		offer = append(offer, c)
-	}
-	if usable == 0 {
-		return nil, &Error{Code: Unavailable, Message: "no transport can be used:\n" + (&Selection{Candidates: offer}).String()}
-	}
-	return offer, nil
-}
-
-// privateDir makes a directory in parent, or the system's temporary one, that
-// only this user can enter. Its path is absolute: the plugin may run elsewhere.
-func privateDir(parent string) (string, error) {
-	if parent != "" {
-		var err error
-		if parent, err = filepath.Abs(parent); err != nil {
-			return "", err
-		}
-	}
-	return os.MkdirTemp(parent, "plugwire-")
-}
-
-// awaitLine waits for the launch line.
-func (p *Plugin) awaitLine(ctx context.Context) (*launchLine, error) {
-	timer := time.NewTimer(p.cfg.Launch.StartTimeout)
-	defer timer.Stop()
-	select {
-	case r := <-p.proc.stdout.result:
-		if r.line == nil && r.err == nil {
-			return nil, errNoLaunchLine
-		}
-		return r.line, r.err
-	case <-timer.C:
-		return nil, errStartTimeout
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-}
-
-var errStartTimeout = errors.New("plugwire: no launch line in time")
-
-// check decides whether the plugin that answered with line can be used.
-func (o *launchOrder) check(line *launchLine) error {
-	if e := line.refusal(); e != nil {
-		return e
-	}
-	if !slices.Contains(o.transports, line.network) {
-		return &Error{Code: FailedPrecondition, Message: fmt.Sprintf("the plugin serves on %s, this host allows %q",
-			quoted(line.network, maxLaunchSeen), o.transports)}
-	}
-	if line.app != 0 && len(o.versions) > 0 && !slices.Contains(o.versions, line.app) {
-		return &Error{Code: FailedPrecondition, Message: fmt.Sprintf(
-			"the plugin speaks version %d of the application's protocol, this host %v", line.app, o.versions)}
-	}
-	if pin, err := base64.StdEncoding.DecodeString(line.cert); o.autoTLS(line.network) && (err != nil || len(pin) != 32) {
-		return &Error{Code: FailedPrecondition, Message: "the plugin takes no part in automatic mutual TLS",
-			Hint: "its Config.TLS is set, or it is built without TLS; set Config.TLS here too, or Config.Launch.NoAutoMTLS"}
-	}
-	return nil
-}
-
-// failed undoes what start did until the given phase, and returns its error.
-func (p *Plugin) failed(ctx context.Context, phase string, err error) error {
-	e := &Error{Code: CodeOf(err), Op: "launch", Addr: p.name, Message: phase, Err: err}
-	var saw, status string
-	if p.proc != nil {
-		exited := p.proc.ended(p.grace(ctx, err))
-		p.proc.stdin.Close()
-		if (exited || p.proc.kill()) && phase == phaseLine {
-			saw = p.redact(p.proc.stdout.scanner.saw())
-		}
-		if exited {
-			status = "it exited with status 0"
-			if p.proc.err != nil {
-				status = "it ended: " + p.proc.err.Error()
-			}
-		}
-	}
-	os.RemoveAll(p.dir)
-	p.explain(e, err, saw)
-	if status != "" && (e.Err == nil || e.Err != p.proc.err) {
-		e.Message += "; " + status
-	}
-	known := "" // a plugin that refuses usually prints why on stderr too
-	if r := (*launchRefusal)(nil); errors.As(err, &r) {
-		known = r.text
-	}
-	if lines := p.stderrEnd(known); lines != "" {
-		e.Message += "; " + lines
-	}
-	return e
-}
-
-// grace is how long a process whose start failed with err may take to end by
-// itself, because then its exit status and its stderr say more.
-func (p *Plugin) grace(ctx context.Context, err error) time.Duration {
-	var refusal *launchRefusal
-	switch {
-	case ctx.Err() != nil || err == errStartTimeout:
-		return 0
-	case errors.As(err, &refusal):
-		return refuseGrace
-	}
-	return exitGrace
-}
-
-// explain words the cause of a failed start, which is err, in e. saw says what
-// the plugin printed instead of a launch line, when that was what failed.
-func (p *Plugin) explain(e *Error, err error, saw string) {
-	var cause *Error
-	var refusal *launchRefusal
-	switch {
-	case errors.As(err, &refusal):
-		e.Code, e.Err = refusal.code, nil
-		e.Message += ": the plugin refuses: " + refusal.text
-	case err == errNoLaunchLine:
-		e.Code, e.Hint, e.Err = Unavailable, p.strangerHint(), p.proc.err
-		e.Message += ": " + saw
-	case err == errStartTimeout:
-		e.Code, e.Hint, e.Err = DeadlineExceeded, notPluginHint+"; Config.Launch.StartTimeout sets the time", nil
-		e.Message += fmt.Sprintf(": none within %v, %s", p.cfg.Launch.StartTimeout, saw)
-	case errors.As(err, &cause) && cause.Op == "":
-		e.Code, e.Hint, e.Err = cause.Code, cause.Hint, cause.Err
-		e.Message += ": " + cause.Message
-	case errors.As(err, &cause):
-		e.Code = cause.Code
-	case errors.Is(err, fs.ErrNotExist) || errors.Is(err, exec.ErrNotFound):
-		e.Code = NotFound
-	case errors.Is(err, fs.ErrPermission):
-		e.Code, e.Hint = PermissionDenied, "is it a program that may be executed?"
-	case e.Code == Unknown:
-		e.Code = Unavailable
-	case saw != "":
-		e.Message += ", " + saw
-	}
-}
-
-// strangerHint says what a program that ended without a launch line may be.
-func (p *Plugin) strangerHint() string {
-	// go-plugin's plugins say this when they miss their own host's cookie.
-	if bytes.Contains(p.proc.stderr.tail, []byte("This binary is a plugin")) {
-		return "it seems to be a plugin of hashicorp/go-plugin; " + goPluginHint
-	}
-	return notPluginHint
-}
-
-// stderrEnd quotes the last lines of a plugin that ended, without those that say
-// what is already known, or returns "".
-func (p *Plugin) stderrEnd(known string) string {
-	if p.proc == nil || !p.proc.ended(0) {
-		return ""
-	}
-	if lines := p.proc.lastLines(known); lines != "" {
-		return "its stderr ends " + p.redact(lines)
-	}
-	return ""
-}
-
-// redact removes the one-time secret from what a process printed: one that is
-// no plugin may well repeat its stdin.
-func (p *Plugin) redact(text string) string {
-	return strings.ReplaceAll(text, strings.TrimSpace(p.secret.text()), "[one-time secret]")
-}
-
-// watch waits for the process or the connection to end, ends the other, and
-// removes what is left. It is the only one that ends the process after the start.
-func (p *Plugin) watch() {
-	defer close(p.done)
-	select {
-	case <-p.conn.Done():
-	case <-p.proc.done:
-	}
-	killed := false
-	if !p.proc.ended(0) {
-		killed = p.proc.stop(p.cfg.Launch.ExitTimeout)
-	}
-	// The connection of a process that ended ends by itself, when all that it
-	// sent was read.
-	if !closedWithin(p.conn.Done(), p.cfg.CloseTimeout) {
-		p.conn.Close()
-	}
-	os.RemoveAll(p.dir)
-	p.err = p.ending(killed)
-}
-
-// ending is the error of Wait.
-func (p *Plugin) ending(killed bool) error {
-	e := &Error{Code: Unavailable, Op: "close", Addr: p.name, Message: "the plugin ended"}
-	switch {
-	case !p.proc.ended(0):
-		e.Message = fmt.Sprintf("the plugin was killed and is still there after %v", killGrace)
-		return e
-	case killed:
-		e.Code = DeadlineExceeded
-		e.Message = fmt.Sprintf("the plugin had to be killed: it did not exit within %v of the end of its connection",
-			p.cfg.Launch.ExitTimeout)
-		e.Hint = "Config.Launch.ExitTimeout sets the time"
-	case p.proc.err == nil:
-		return nil
-	default:
-		e.Err = p.proc.err
-	}
-	if s := p.stderrEnd(""); s != "" {
-		e.Message += "; " + s
-	}
-	return e
-}
-
-// Call sends a request and waits for its reply: Conn.Call on the plugin's connection.
-func (p *Plugin) Call(ctx context.Context, method string, req []byte) ([]byte, error) {
-	return p.conn.Call(ctx, method, req)
-}
-
-// Do makes one call: Conn.Do on the plugin's connection.
-func (p *Plugin) Do(ctx context.Context, c *Call) error { return p.conn.Do(ctx, c) }
-
-// DoAll makes many calls at once: Conn.DoAll on the plugin's connection.
-func (p *Plugin) DoAll(ctx context.Context, calls []*Call) error { return p.conn.DoAll(ctx, calls) }
-
-// Notify sends a one-way message: Conn.Notify on the plugin's connection.
-func (p *Plugin) Notify(ctx context.Context, method string, msg []byte) error {
-	return p.conn.Notify(ctx, method, msg)
-}
-
-// OpenStream opens a stream: Conn.OpenStream on the plugin's connection.
-func (p *Plugin) OpenStream(ctx context.Context, method string) (*Stream, error) {
-	return p.conn.OpenStream(ctx, method)
-}
-
-// Conn returns the connection to the plugin.
-func (p *Plugin) Conn() *Conn { return p.conn }
-
-// Pid returns the process id of the plugin, also after its end.
-func (p *Plugin) Pid() int { return p.proc.cmd.Process.Pid }
-
-// Stats returns the connection's counters.
-func (p *Plugin) Stats() Stats { return p.conn.Stats() }
 
 // Selection says which transport was chosen, and why. The caller owns it.
 func (p *Plugin) Selection() *Selection {
-	s := *p.selection
+	s := *p.cur.Load().selection
 	s.Candidates = slices.Clone(s.Candidates)
 	return &s
 }
 
-// Wait waits until the plugin has ended, and everything of it is gone: process,
-// connection, socket and directory. It returns nil when the process exited with
-// status 0, and else an *Error that says how it ended, with the last lines of
-// its stderr; errors.As finds the *exec.ExitError in it.
+// Wait waits until the plugin has ended for good, and everything of it is gone:
+// process, connection, socket and directory. It returns nil when the process
+// exited with status 0, and else an *Error that says how it ended, with the last
+// lines of its stderr; errors.As finds the *exec.ExitError in it. Of a plugin
+// that was restarted it is how the last process ended, or that it was given up.
 func (p *Plugin) Wait() error {
 	<-p.done
-	return p.err
+	return p.lastErr
 }
 
 // Shutdown ends the plugin when the calls in flight have ended, and then returns
 // as Close does. When ctx ends first, the plugin goes on draining and Shutdown
 // returns ctx's error; Close then ends it.
 func (p *Plugin) Shutdown(ctx context.Context) error {
-	err := p.conn.Shutdown(ctx)
+	p.stop()
+	err := p.settled().conn.Shutdown(ctx)
 	if err != nil && ctx.Err() != nil {
 		return err
 	}
@@ -493,9 +141,84 @@ func (p *Plugin) Shutdown(ctx context.Context) error {
 // after the whole it is killed. Close returns, as Wait does, how the plugin
 // ended: also when that was before. It may be called again.
 func (p *Plugin) Close() error {
-	err := p.conn.Close()
+	p.stop()
+	err := p.settled().conn.Close()
 	if werr := p.Wait(); werr != nil {
 		return werr
 	}
 	return err
+}
+
+// settled returns the instance that is the last, after stop: one that is just
+// being started is not to be overlooked.
+func (p *Plugin) settled() *instance {
+	p.swapping.Lock()
+	defer p.swapping.Unlock()
+	return p.cur.Load()
+}
+
+// Swap starts a new version of the plugin beside the running one, as cmd says
+// (nil: as the last command, again), has new calls go to it, and ends the old
+// one when the calls in flight there have ended: no call fails, and none runs
+// twice. Restarts use the new command from then on. ctx bounds both the start and
+// the end of the old version, which is closed when ctx ends first. When the
+// new version does not start, the old one stays and the error says why.
+//
+// Connections of the old version are not moved: streams that are open go on
+// until ctx ends. Conn, Pid and Selection are those of the new version.
+func (p *Plugin) Swap(ctx context.Context, cmd *exec.Cmd) error {
+	if cmd != nil {
+		if err := checkTemplate(cmd); err != nil {
+			return err
+		}
+	}
+	old, err := p.swap(ctx, cmd)
+	if err != nil {
+		return err
+	}
+	err = old.conn.Shutdown(ctx)
+	<-old.done
+	if ctx.Err() == nil {
+		return nil // how the old version ended is in its event
+	}
+	return err
+}
+
+// swap is Swap without the old version's end. It returns that version.
+func (p *Plugin) swap(ctx context.Context, cmd *exec.Cmd) (old *instance, err error) {
+	p.swapping.Lock()
+	defer p.swapping.Unlock()
+	if p.closing.Err() != nil {
+		return nil, errPluginEnded
+	}
+	if cmd == nil {
+		cmd = p.current()
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(p.closing, cancel)()
+	next, err := p.startOne(ctx, cmd)
+	if err != nil {
+		return nil, err
+	}
+	p.mu.Lock()
+	p.template = cmd
+	p.mu.Unlock()
+	for p.closing.Err() == nil {
+		if old = p.cur.Load(); p.become(old, next) {
+			return old, nil
+		}
+	}
+	next.conn.Close()
+	<-next.done
+	return nil, errPluginEnded
+}
+
+var errPluginEnded = &Error{Code: FailedPrecondition, Op: "launch", Message: "the plugin has ended"}
+
+// current returns the command for the next start.
+func (p *Plugin) current() *exec.Cmd {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.template
 }

@@ -305,7 +305,7 @@ func TestLaunchReadsOutputForLife(t *testing.T) {
 	if err := p.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if n := cap(p.proc.stderr.tail); n > 4*stderrTail {
+	if n := cap(p.cur.Load().proc.stderr.tail); n > 4*stderrTail {
 		t.Fatalf("a tail of %d bytes", n)
 	}
 }
