@@ -8,6 +8,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -200,6 +201,39 @@ func TestT17TheOldestHandshakeMakesRoom(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// T17: nor do those keep a place who are not let in and take their time to hear it.
+func TestT17RefusedPeersMakeRoom(t *testing.T) {
+	watchdog(t)
+	var open atomic.Bool
+	var refused atomic.Int32
+	_, addr, _ := served(t, "unix", echoMux(nil), &Config{Limits: Limits{MaxHandshakes: 4}, Authorize: func(*Peer) error {
+		if open.Load() {
+			return nil
+		}
+		refused.Add(1)
+		return errors.New("not yet")
+	}})
+	start := time.Now()
+	stalled := gather(t, addr, 4, says(nil))
+	until(t, "them", func() bool { return refused.Load() == 4 })
+	open.Store(true)
+	goodClients(t, addr, nil, 1)
+	var ended atomic.Int32
+	var wg sync.WaitGroup
+	for _, nc := range stalled {
+		nc.SetReadDeadline(start.Add(refuseTimeout * 3 / 4))
+		wg.Go(func() {
+			if _, err := nc.Read(make([]byte, 1)); !isTimeout(err) {
+				ended.Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	if n := ended.Load(); n != 1 {
+		t.Errorf("%d of those who are refused made room", n)
 	}
 }
 

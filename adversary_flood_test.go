@@ -128,7 +128,7 @@ func TestCancelledCallsKeepTheirSlots(t *testing.T) {
 }
 
 // T15: a length that lies costs nothing, whatever frame it is of.
-func TestConnAllocatesLittleForALengthThatLies(t *testing.T) {
+func TestT15ConnAllocatesLittleForALengthThatLies(t *testing.T) {
 	for _, row := range [][]byte{
 		claim(math.MaxUint32, FrameCall, 0, mEcho, 1),
 		claim(math.MaxUint32, FrameMethods, 0, 0, 0),
@@ -153,8 +153,8 @@ func TestConnAllocatesLittleForALengthThatLies(t *testing.T) {
 	}
 }
 
-// A message that announces all there may be and then stalls holds what came of it.
-func TestStalledMessagesHoldWhatArrived(t *testing.T) {
+// T15: a message that announces all there may be and then stalls holds what came of it.
+func TestT15StalledMessagesHoldWhatArrived(t *testing.T) {
 	const total, sent = defaultMaxMessage, 100_000
 	part := make([]byte, sent/2)
 	for name, frames := range map[string][2][]byte{

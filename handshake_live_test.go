@@ -143,12 +143,17 @@ func TestFlippedBitsOfTheOpening(t *testing.T) {
 	wg.Wait()
 }
 
-func TestWrongProtocolsOnThePort(t *testing.T) {
+// T12: the guess is named, and nobody is kept waiting.
+func TestT12WrongProtocolsAreNamedAndClosedAtOnce(t *testing.T) {
 	for name, row := range map[string]struct{ send, want string }{
 		"http1":     {"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "HTTP ("},
 		"http2":     {"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00", "HTTP/2, perhaps gRPC"},
 		"tls":       {"\x16\x03\x01\x00\xc5\x01\x00\x00\xc1\x03\x03" + filler[:190], "TLS"},
 		"ssh":       {"SSH-2.0-OpenSSH_9.6\r\n", "SSH"},
+		"gRPC":      {"PRI * HTTP/2.0\r\n", "HTTP/2, perhaps gRPC"},
+		"post":      {"POST /rpc HTTP/1.1\r\n", "HTTP ("},
+		"text":      {"hello\n", "unknown protocol"},
+		"zeros":     {string(make([]byte, 4096)), "unknown protocol"},
 		"random":    {"\x8a\x13\x00\xff\x00\x17\x99\x01\xe3", "unknown protocol"},
 		"one byte":  {"x", "unknown protocol"},
 		"version 2": {"\xd7PW\x02" + filler[:20], "another major version"},
@@ -241,22 +246,35 @@ func TestDialMeetsOthers(t *testing.T) {
 	}
 }
 
-// T17, and T12 for those who send nothing or half a magic: a stranger that does not
-// get on with it is gone at the deadline, whatever it trickles.
-func TestT17UnfinishedHandshakesEndAtTheDeadline(t *testing.T) {
-	const timeout = 400 * time.Millisecond
-	opening := helloBytes(adversaryHello())
-	for name, parts := range map[string]struct {
-		send []byte
-		tick time.Duration
-	}{
+type unfinished struct {
+	send []byte
+	tick time.Duration // between two bytes
+}
+
+// T12: what sends nothing, or half a magic, may be anything, until the deadline.
+func TestT12SilenceEndsAtTheDeadline(t *testing.T) {
+	testUnfinished(t, map[string]unfinished{
 		"empty":        {},
-		"half a magic": {send: opening[:2]},
+		"half a magic": {send: []byte(wireMagic[:2])},
+	})
+}
+
+// T17: a stranger that does not get on with it is gone at the deadline, whatever
+// it trickles. One byte in a time of which the handshake has 80 stands for one in
+// a second, for the deadline is absolute.
+func TestT17UnfinishedHandshakesEndAtTheDeadline(t *testing.T) {
+	opening := helloBytes(adversaryHello())
+	testUnfinished(t, map[string]unfinished{
 		"magic alone":  {send: opening[:4]},
 		"half a hello": {send: opening[:40]},
 		"all but one":  {send: opening[:len(opening)-1]},
 		"trickle":      {send: opening, tick: 5 * time.Millisecond},
-	} {
+	})
+}
+
+func testUnfinished(t *testing.T, rows map[string]unfinished) {
+	const timeout = 400 * time.Millisecond
+	for name, parts := range rows {
 		t.Run(strings.ReplaceAll(name, " ", "-"), func(t *testing.T) {
 			t.Parallel()
 			var took time.Duration

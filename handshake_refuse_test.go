@@ -145,8 +145,8 @@ func TestHelloThatDoesNotFitIsAnErrorOfThisSide(t *testing.T) {
 	}
 }
 
-// A length that lies costs nothing before the other side is known.
-func TestHandshakeAllocatesLittleForALengthThatLies(t *testing.T) {
+// T15: a length that lies costs nothing before the other side is known.
+func TestT15HandshakeAllocatesLittleForALengthThatLies(t *testing.T) {
 	for _, length := range []uint32{4096, 1<<31 - 1, 1<<32 - 1} {
 		n := allocated(func() {
 			x := meetStranger(t, "unix", nil)

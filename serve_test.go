@@ -109,7 +109,9 @@ func TestALoneBadHandlerHarmsNoOtherCall(t *testing.T) {
 	})
 }
 
-func TestAThousandPanicsAndExits(t *testing.T) {
+// T20: of three handlers two panic and one ends its goroutine, of calls, one-way
+// messages and streams, a thousand of each. Other calls do not notice.
+func TestT20AThousandPanics(t *testing.T) {
 	overTransports(t, func(t *testing.T, transport string) {
 		m := echoMux(nil)
 		var n atomic.Int64
@@ -123,12 +125,25 @@ func TestAThousandPanicsAndExits(t *testing.T) {
 			var nothing *Request
 			return nothing.Payload(), nil
 		}))
+		m.HandleStream("bad stream", func(*Stream) error {
+			if n.Add(1)%3 == 0 {
+				runtime.Goexit()
+			}
+			panic("on purpose")
+		})
 		x, y := pair(t, transport, nil, serves(m))
 		var wg sync.WaitGroup
+		wg.Go(func() { parallelChecks(t, x, 1000) })
 		for range 8 {
 			wg.Go(func() {
 				for range 1000 / 8 {
 					_, err := x.Call(background, "bad", nil)
+					wantCode(t, err, Internal, false)
+					s, err := x.OpenStream(background, "bad stream")
+					if err == nil {
+						_, err = s.Recv()
+						s.Close()
+					}
 					wantCode(t, err, Internal, false)
 					if err := x.Notify(background, "bad", nil); err != nil {
 						t.Error(err)
@@ -140,7 +155,7 @@ func TestAThousandPanicsAndExits(t *testing.T) {
 		if err := x.Flush(background); err != nil {
 			t.Error(err)
 		}
-		if n.Load() != 2000 {
+		if n.Load() != 3000 {
 			t.Errorf("%d handlers ran", n.Load())
 		}
 		parallelChecks(t, x, 100)

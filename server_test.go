@@ -305,6 +305,32 @@ func TestMaxConnsAndMaxHandshakes(t *testing.T) {
 	})
 }
 
+// A handshake that is over cannot be ended any more to make room: then there is
+// one connection too many for a moment.
+func TestMaxConnsHoldsForWhoWasEndedTooLate(t *testing.T) {
+	overTransports(t, func(t *testing.T, transport string) {
+		connecting, connected := make(chan struct{}), make(chan struct{})
+		var n atomic.Int32
+		_, addr, _ := served(t, transport, echoMux(nil), &Config{Limits: Limits{MaxConns: 1}, OnConn: func(*Conn) {
+			if n.Add(1) == 1 {
+				close(connecting)
+				<-connected
+			}
+		}})
+		first := dial(t, addr, nil)
+		receive(t, "OnConn", connecting)
+		second := dial(t, addr, nil)
+		if err := checkCall(background, second, 100, 1); err != nil {
+			t.Error(err)
+		}
+		close(connected)
+		receive(t, "the end of the first", first.Done())
+		if err := checkCall(background, second, 100, 1); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestOnConn(t *testing.T) {
 	overTransports(t, func(t *testing.T, transport string) {
 		results := make(chan error, 100)
