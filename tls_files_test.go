@@ -129,6 +129,11 @@ func TestX6BrokenAuthoritiesKeepTheOldOnes(t *testing.T) {
 			t.Fatal("the list of before is not back")
 		}
 	}
+	before, broken := certErrors.Load(), certPEM(ca.cert)
+	writeFile(t, f.ca, append(broken[:len(broken)-30], both...)) // one that the decoder would pass over
+	if !accepts(ca) || accepts(next) || certErrors.Load() == before {
+		t.Error("a file with a broken block in it was used")
+	}
 	writeFile(t, f.ca, both)
 	if !accepts(ca) || !accepts(next) {
 		t.Error("the overlap is not accepted")

@@ -99,6 +99,9 @@ func TestTLSChains(t *testing.T) {
 	sealed := root.issue(t, func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageKeyEncipherment }).Leaf
 	checkVerified(t, v, "the certificate's key is not for signing", sealed)
 	checkVerified(t, v, "no certificate was sent")
+	old := stateOf(leaf, between.cert) // where tls.Config.MinVersion has failed
+	old.Version = tls.VersionTLS12
+	checkRefusal(t, v.verify(old), "the other side does not speak TLS 1.3", nil)
 }
 
 // Without authorities crypto/x509 would ask the system's, which sign for anybody.
