@@ -38,6 +38,8 @@ type Config struct {
 	// Authorize decides who may connect, and to whom a dialler talks, from what
 	// the kernel says of the peer. Nil: on Unix sockets only the same user (a
 	// platform that cannot tell refuses), elsewhere everyone who can connect.
+	// Set, it decides alone: a dialler then does not ask who owns a Unix socket's
+	// files.
 	Authorize func(*Peer) error
 
 	Limits Limits
@@ -65,6 +67,8 @@ type UnixConfig struct {
 	Dir        string      // where automatic sockets get their private directory; default os.TempDir()
 	Mode       fs.FileMode // of a listening socket; default 0600
 	BufferSize int         // SO_SNDBUF and SO_RCVBUF, bytes; default the system's
+	Group      int         // group of a listening socket, which Mode 0660 lets in together with ClientGIDs; 0: this process's own
+	ServerUIDs []int       // further users as whom a server may run that is dialled (0 for a socket of systemd); this process's own always may
 }
 
 // TCPConfig holds the settings of TCP.
