@@ -102,7 +102,7 @@ func tcpHostPort(op, addr string) (string, error) {
 func loopbackOnly(op, addr string, cfg *Config) func(network, address string, rc syscall.RawConn) error {
 	return func(_, address string, _ syscall.RawConn) error {
 		ap, err := netip.ParseAddrPort(address)
-		if cfg.TCP.Insecure || err == nil && ap.Addr().Unmap().IsLoopback() {
+		if cfg.TCP.Insecure || cfg.hasTLS() || err == nil && ap.Addr().Unmap().IsLoopback() {
 			return nil
 		}
 		return &Error{Code: PermissionDenied, Op: op, Addr: addr,
@@ -130,8 +130,9 @@ func setTCP(c *net.TCPConn, cfg TCPConfig) {
 
 // tcpListener accepts connections with the same settings as dialled ones have.
 type tcpListener struct {
-	ln  *net.TCPListener
-	cfg TCPConfig
+	ln        *net.TCPListener
+	cfg       TCPConfig
+	keepAlive *net.KeepAliveConfig // to be set, or nil when ln does
 }
 
 // Accept returns a *net.TCPConn.
@@ -139,6 +140,9 @@ func (l *tcpListener) Accept() (net.Conn, error) {
 	c, err := l.ln.AcceptTCP()
 	if err != nil {
 		return nil, err
+	}
+	if l.keepAlive != nil {
+		_ = c.SetKeepAliveConfig(*l.keepAlive)
 	}
 	setTCP(c, l.cfg)
 	return c, nil
