@@ -24,7 +24,10 @@ func TestActivatedServerIsWhoMadeItsSocket(t *testing.T) {
 	says(t, lines, "is "+uris[0], nothingLeft)
 	var server net.Conn
 	asNobody(t, func() error {
-		_, err := unixTransport{}.Dial(t.Context(), uris[0], new(Config).withDefaults())
+		refused, err := unixTransport{}.Dial(t.Context(), uris[0], new(Config).withDefaults())
+		if err == nil {
+			refused.Close()
+		}
 		wantError(t, err, PermissionDenied, "dial", uris[0], "the socket "+path+" belongs to uid 0; allowed is uid 65534",
 			"add it to Config.Unix.ServerUIDs")
 		server, err = unixTransport{}.Dial(t.Context(), uris[0], (&Config{Unix: UnixConfig{ServerUIDs: []int{0}}}).withDefaults())

@@ -299,6 +299,16 @@ func TestT21ChildrenInheritNoDescriptorOfASocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer a.Close()
+	fd, err := newUnixSocket(0o600) // those that are open only meanwhile
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	f, err := openSocketFile(addr[len("unix://"):])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.close()
 	if after := inheritable(); after != before {
 		t.Errorf("%d descriptors without close-on-exec before, %d after", before, after)
 	}
@@ -308,7 +318,10 @@ func TestT21ChildrenInheritNoDescriptorOfASocket(t *testing.T) {
 // before it connects, and that Config.Unix.ServerUIDs or Authorize changes that.
 func refusedUnconnected(t *testing.T, ln net.Listener, addr, what string) {
 	t.Helper()
-	_, err := unixTransport{}.Dial(t.Context(), addr, new(Config).withDefaults())
+	d, err := unixTransport{}.Dial(t.Context(), addr, new(Config).withDefaults())
+	if err == nil {
+		d.Close()
+	}
 	wantError(t, err, PermissionDenied, "dial", addr, what, "belongs to uid 65534", "allowed is uid 0 ", "Config.Unix.ServerUIDs")
 	for _, cfg := range []*Config{
 		{Unix: UnixConfig{ServerUIDs: []int{1, nobody}}},

@@ -296,7 +296,10 @@ func TestT04SymbolicLinksAreNotFollowed(t *testing.T) {
 	cfg := new(Config).withDefaults()
 	for _, name := range []string{"dangling", "link"} {
 		addr := "unix://" + in(name)
-		_, err := unixTransport{}.Dial(t.Context(), addr, cfg)
+		c, err := unixTransport{}.Dial(t.Context(), addr, cfg)
+		if err == nil {
+			c.Close()
+		}
 		wantError(t, err, FailedPrecondition, "dial", addr, "a symbolic link")
 		_, err = unixTransport{}.Listen(t.Context(), addr, cfg)
 		wantError(t, err, AlreadyExists, "listen", addr, "a symbolic link")
@@ -318,7 +321,11 @@ func TestT05LiveSocketIsNotStolen(t *testing.T) {
 	}
 	defer foreign.Close()
 	for range 3 {
-		_, err := unixTransport{}.Listen(t.Context(), addr, new(Config).withDefaults())
+		ln, err := unixTransport{}.Listen(t.Context(), addr, new(Config).withDefaults())
+		if err == nil {
+			ln.Close()
+			t.Fatal("stolen")
+		}
 		wantError(t, err, AlreadyExists, "listen", addr, "another server is listening there")
 		if !errors.Is(err, syscall.EADDRINUSE) {
 			t.Errorf("the cause of %v is not EADDRINUSE", err)
