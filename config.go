@@ -38,7 +38,8 @@ type Config struct {
 
 	// Authorize decides alone who may connect, and to whom a dialler talks, from
 	// what the kernel says of the peer: where it is set, the lists of users and
-	// groups in Unix are not looked at. Nil: on Unix sockets the same user and
+	// groups in Unix are not looked at, and neither are the owners of a socket's
+	// files. Nil: on Unix sockets the same user and
 	// those lists (a platform that cannot tell refuses), elsewhere everyone who can
 	// connect. It may be called by several goroutines at once, and its error is
 	// told to the other side.
@@ -75,6 +76,7 @@ type UnixConfig struct {
 	Dir        string      // where automatic sockets get their private directory; default os.TempDir()
 	Mode       fs.FileMode // of a listening socket; default 0600
 	BufferSize int         // SO_SNDBUF and SO_RCVBUF, bytes; default the system's
+	Group      int         // group of a listening socket, which Mode 0660 lets in together with ClientGIDs; 0: this process's own
 
 	ClientUIDs []int // further users that may connect to a server; its own always may
 	ClientGIDs []int // groups whose users may connect: the peer's effective group is one of them

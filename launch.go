@@ -192,7 +192,7 @@ func (p *instance) offer() ([]Candidate, error) {
 	for _, scheme := range schemes {
 		c := Candidate{Transport: scheme}
 		_, known := p.cfg.Custom[scheme]
-		_, builtin := builtinTransports[scheme]
+		builtin := slices.Contains(Transports(), scheme) // those that can be dialled
 		switch {
 		case scheme == "" || !isScheme(scheme) || !known && !builtin:
 			c.Reason = "this host has no such transport"

@@ -139,6 +139,12 @@ func TestLaunchOverACustomTransport(t *testing.T) {
 	}
 }
 
+type brokenTransport struct{ renamedTCP }
+
+func (brokenTransport) Listen(context.Context, string, *Config) (net.Listener, error) {
+	return nil, errors.New("broken")
+}
+
 func TestLaunchTakesTheNextTransport(t *testing.T) {
 	if len(Transports()) < 2 {
 		t.Skip("this platform has one transport")
@@ -152,15 +158,9 @@ func TestLaunchTakesTheNextTransport(t *testing.T) {
 		t.Log("\n" + s.String())
 	})
 	t.Run("when the plugin cannot bind the first", func(t *testing.T) {
-		lt := newLaunchTest(t, "good")
-		long := filepath.Join(lt.cfg.Unix.Dir, strings.Repeat("x", 120))
-		if err := os.Mkdir(long, 0o700); err != nil {
-			t.Fatal(err)
-		}
-		defer os.Remove(long)
-		lt.cfg.Unix.Dir = long
+		lt := newLaunchTest(t, "broken unix")
 		p := lt.launch()
-		if s := p.Selection(); s.Chosen != "tcp" || !strings.Contains(s.Candidates[0].Reason, "the plugin could not: ") {
+		if s := p.Selection(); s.Chosen != "tcp" || !strings.Contains(s.Candidates[0].Reason, "the plugin could not: ") || !strings.Contains(s.Candidates[0].Reason, "broken") {
 			t.Fatal(s)
 		}
 		p.Close()
@@ -168,10 +168,10 @@ func TestLaunchTakesTheNextTransport(t *testing.T) {
 	t.Run("when the host has no directory", func(t *testing.T) {
 		lt := newLaunchTest(t, "good")
 		lt.cfg.Unix.Dir += "/missing"
-		lt.cfg.Transports = []string{"unix", "tcp", "warp"}
+		lt.cfg.Transports = []string{"unix", "tcp", "warp", "systemd"}
 		s := lt.launch().Selection()
 		if s.Chosen != "tcp" || !strings.Contains(s.Candidates[0].Reason, "no directory for the socket") ||
-			!strings.Contains(s.Candidates[2].Reason, "no such transport") {
+			!strings.Contains(s.Candidates[2].Reason, "no such transport") || !strings.Contains(s.Candidates[3].Reason, "no such transport") {
 			t.Fatal(s)
 		}
 		t.Log("\n" + s.String())

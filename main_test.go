@@ -16,6 +16,9 @@ var children = map[string]func(){}
 
 const childEnv = "PLUGWIRE_TEST_CHILD"
 
+// longEnv, when set, has tests run as often as a release must show.
+const longEnv = "PLUGWIRE_LONG"
+
 // afterTests run when all tests and benchmarks are done.
 var afterTests []func()
 

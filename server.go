@@ -91,6 +91,10 @@ func (s *Server) config() *Config {
 // Listen listens at addr with the server's Config; see Dial for addresses.
 // "unix:" makes a socket with a random name in a private directory, "tcp:"
 // takes a free port of the loopback address; the listener's Addr tells which.
+// On Unix "systemd:" takes the socket with which systemd has started this process
+// (socket activation), "systemd:NAME" the one whose FileDescriptorName= is NAME;
+// each can be taken once. A dialler sees who made such a Unix socket as its
+// server, which is root as a rule: see Config.Unix.ServerUIDs.
 func (s *Server) Listen(addr string) (net.Listener, error) {
 	cfg := s.config()
 	t, err := cfg.transportOf("listen", addr)

@@ -22,7 +22,8 @@ type Transport interface {
 	Dial(ctx context.Context, addr string, cfg *Config) (net.Conn, error)
 }
 
-// builtinTransports are the transports of this package, by scheme.
+// builtinTransports are the transports of this package, by scheme. Those that
+// Transports does not list have to be asked for by address.
 var builtinTransports = map[string]Transport{
 	"unix": unixTransport{},
 	"tcp":  tcpTransport{},

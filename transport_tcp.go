@@ -134,8 +134,9 @@ func setTCP(c *net.TCPConn, cfg TCPConfig) {
 
 // tcpListener accepts connections with the same settings as dialled ones have.
 type tcpListener struct {
-	ln  *net.TCPListener
-	cfg TCPConfig
+	ln        *net.TCPListener
+	cfg       TCPConfig
+	keepAlive *net.KeepAliveConfig // to be set, or nil when ln does
 }
 
 // Accept returns a *net.TCPConn.
@@ -143,6 +144,9 @@ func (l *tcpListener) Accept() (net.Conn, error) {
 	c, err := l.ln.AcceptTCP()
 	if err != nil {
 		return nil, err
+	}
+	if l.keepAlive != nil {
+		_ = c.SetKeepAliveConfig(*l.keepAlive)
 	}
 	setTCP(c, l.cfg)
 	return c, nil

@@ -21,6 +21,7 @@ import (
 // unixTransport connects processes of one machine through stream sockets in the
 // file system. Addresses are "unix:///path" with an absolute path, taken as it
 // stands, without percent-encoding; to listen also "unix:", which picks a path.
+// On Linux paths may be longer than a socket address is.
 type unixTransport struct{}
 
 // maxUnixPath is how many bytes of a path fit a socket address, beside the NUL
@@ -32,6 +33,7 @@ var errnoCodes = []errnoCode{
 	{syscall.EADDRINUSE, AlreadyExists},
 	{syscall.EROFS, PermissionDenied},
 	{syscall.ENOTDIR, NotFound},
+	{syscall.ENAMETOOLONG, InvalidArgument},
 	{syscall.EPROTOTYPE, FailedPrecondition},
 	{syscall.EMFILE, ResourceExhausted},
 	{syscall.ENFILE, ResourceExhausted},
@@ -40,8 +42,8 @@ var errnoCodes = []errnoCode{
 	{syscall.ENOMEM, ResourceExhausted},
 }
 
-// Listen makes a socket with mode cfg.Unix.Mode, which nobody can connect to
-// before it has that mode. A socket that a server of the same user left behind
+// Listen makes a socket with mode cfg.Unix.Mode and, if set, cfg.Unix.Group, to
+// which nobody can connect before it has both. A socket that a server of the same user left behind
 // when it was killed is replaced; anything else at the path stays and is an
 // error. While the listener is open it holds a lock on the file path + ".lock",
 // so of servers that start together one gets the path. Closing the listener
@@ -64,7 +66,11 @@ func (unixTransport) Listen(ctx context.Context, addr string, cfg *Config) (net.
 		l.lock, err = claimPath(ctx, addr, path)
 	}
 	if err == nil {
-		l.ln, l.made, err = bindUnix(l.path, cfg.Unix.Mode.Perm())
+		group := -1
+		if cfg.Unix.Group > 0 {
+			group = cfg.Unix.Group
+		}
+		l.ln, l.made, err = bindUnix(l.path, cfg.Unix.Mode.Perm(), group)
 	}
 	if err != nil {
 		err = listenError(addr, err)
@@ -76,7 +82,9 @@ func (unixTransport) Listen(ctx context.Context, addr string, cfg *Config) (net.
 	return l, nil
 }
 
-// Dial connects to a socket, not through a symbolic link in its last place.
+// Dial connects to a socket, not through a symbolic link in its last place. The
+// socket must belong to this user or one of cfg.Unix.ServerUIDs, and so must the
+// directory, unless root has it; only cfg.Authorize, if set, decides otherwise.
 // While the server's backlog is full it waits until ctx ends; it sets no limit
 // of its own. (Linux alone tells a full backlog from a server that is gone.)
 func (unixTransport) Dial(ctx context.Context, addr string, cfg *Config) (net.Conn, error) {
@@ -88,20 +96,26 @@ func (unixTransport) Dial(ctx context.Context, addr string, cfg *Config) (net.Co
 		return nil, &Error{Code: InvalidArgument, Op: "dial", Addr: addr, Message: "there is no path to dial",
 			Hint: "only Listen picks one; dial the address of the listener"}
 	}
-	fi, err := os.Lstat(path)
+	f, err := openSocketFile(path)
 	if err != nil {
 		return nil, unixDialError(addr, err)
 	}
-	if fi.Mode().Type() != fs.ModeSocket {
+	defer f.close()
+	if mode := f.file.Mode(); mode.Type() != fs.ModeSocket {
 		return nil, &Error{Code: FailedPrecondition, Op: "dial", Addr: addr,
-			Message: fmt.Sprintf("there is %s at the path, not a socket", fileKind(fi.Mode()))}
+			Message: fmt.Sprintf("there is %s at the path, not a socket", fileKind(mode))}
 	}
-	c, err := dialUnix(ctx, path)
+	if cfg.Authorize == nil {
+		if err := f.checkOwners(addr, path, cfg); err != nil {
+			return nil, err
+		}
+	}
+	c, err := dialUnix(ctx, f.at)
 	if err != nil {
 		return nil, unixDialError(addr, err)
 	}
 	setBuffers(c, cfg.Unix.BufferSize)
-	return c, nil
+	return named(c, path), nil
 }
 
 // Waits between attempts to connect to a server whose backlog is full.
@@ -172,14 +186,10 @@ func unixPath(op, addr string) (string, error) {
 		return bad("the path is not absolute", `write "unix:///path", with three slashes`)
 	case strings.ContainsRune(path, 0):
 		return bad("the path contains a NUL byte", "")
-	case len(path) > maxUnixPath:
+	case tooLong(path) != "":
 		return bad(tooLong(path), "choose a shorter one")
 	}
 	return path, nil
-}
-
-func tooLong(path string) string {
-	return fmt.Sprintf("the path has %d bytes, a socket address holds at most %d", len(path), maxUnixPath)
 }
 
 // unixListener is a listening socket and what has to go when it closes.
@@ -196,17 +206,17 @@ type unixListener struct {
 	closing sync.Once
 }
 
-// Accept returns a *net.UnixConn.
+// Accept returns a *net.UnixConn, or a namedConn of one.
 func (l *unixListener) Accept() (net.Conn, error) {
 	c, err := l.ln.AcceptUnix()
 	if err != nil {
 		return nil, err
 	}
 	setBuffers(c, l.bufferSize)
-	return c, nil
+	return named(c, l.path), nil
 }
 
-func (l *unixListener) Addr() net.Addr { return l.ln.Addr() }
+func (l *unixListener) Addr() net.Addr { return realAddr(l.ln.Addr(), l.path) }
 
 // Close stops listening and removes what Listen made. Connections live on. Only
 // the first call does something and says what failed.

@@ -25,20 +25,21 @@ import (
 const unixBacklog = 4096
 
 // bindUnix makes a listening socket at path, where nothing may be, and returns
-// it with the file it made, which the caller removes, also after an error. The file appears with mode, or with less of it where
-// the umask takes bits away, which come back before anybody can connect; where
-// the mode of a socket cannot be set before it has a path, connecting is refused
-// until listen, which comes after chmod. The umask, which belongs to the whole
-// process, is not touched.
-func bindUnix(path string, mode fs.FileMode) (ln *net.UnixListener, made fs.FileInfo, err error) {
+// it with the file it made, which the caller removes, also after an error. The
+// file appears with mode, or with less of it where the umask takes bits away,
+// which come back, and the group becomes right, before anybody can connect:
+// until listen, which comes last, connecting is refused. That is all there is
+// where the mode of a socket cannot be set before it has a path. The umask, which
+// belongs to the whole process, is not touched. A group of -1 is this process's.
+func bindUnix(path string, mode fs.FileMode, group int) (ln *net.UnixListener, made fs.FileInfo, err error) {
 	fd, err := newUnixSocket(mode)
 	if err != nil {
 		return nil, nil, err
 	}
 	f := os.NewFile(uintptr(fd), path)
 	defer f.Close() // the listener gets a duplicate
-	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
-		return nil, nil, os.NewSyscallError("bind", err)
+	if err := bindSocket(fd, path); err != nil {
+		return nil, nil, err
 	}
 	if made, err = os.Lstat(path); err != nil {
 		return nil, nil, err
@@ -46,9 +47,9 @@ func bindUnix(path string, mode fs.FileMode) (ln *net.UnixListener, made fs.File
 	if made.Mode().Type() != fs.ModeSocket || !isOurs(made) {
 		return nil, nil, pathError("bind", path, errReplaced)
 	}
-	if made.Mode().Perm() != mode {
-		if err := chmodSocket(path, mode); err != nil {
-			return nil, made, pathError("chmod", path, err)
+	if group != -1 || made.Mode().Perm() != mode {
+		if err := settleSocket(path, made, mode, group); err != nil {
+			return nil, made, err
 		}
 	}
 	if err := unix.Listen(fd, unixBacklog); err != nil {
@@ -73,8 +74,8 @@ func privateSocketPath(addr, parent string) (path, dir string, err error) {
 	}
 	dir = filepath.Join(parent, "plugwire-"+strings.ToLower(rand.Text()[:16])) // 80 bits
 	path = filepath.Join(dir, strings.ToLower(rand.Text()[:8]))
-	if len(path) > maxUnixPath {
-		return "", "", &Error{Code: InvalidArgument, Op: "listen", Addr: addr, Message: path + ": " + tooLong(path),
+	if why := tooLong(path); why != "" {
+		return "", "", &Error{Code: InvalidArgument, Op: "listen", Addr: addr, Message: path + ": " + why,
 			Hint: "set Config.Unix.Dir, or TMPDIR, to a shorter directory"}
 	}
 	if err := os.Mkdir(dir, 0o700); err != nil {
@@ -110,13 +111,15 @@ func claimPath(ctx context.Context, addr, path string) (*lockfile.File, error) {
 // is still the same file after it did. Nothing there is fine; everything else is
 // an error. The caller holds the lock.
 func removeStale(ctx context.Context, addr, path string) error {
-	found, err := os.Lstat(path)
+	f, err := openSocketFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
+	defer f.close()
+	found := f.file
 	if found.Mode().Type() != fs.ModeSocket {
 		return &Error{Code: AlreadyExists, Op: "listen", Addr: addr, Err: fs.ErrExist,
 			Message: fmt.Sprintf("there is %s at the path, not a socket", fileKind(found.Mode())),
@@ -127,7 +130,7 @@ func removeStale(ctx context.Context, addr, path string) error {
 			Message: "the socket at the path belongs to another user",
 			Hint:    "remove it as that user, or choose another path"}
 	}
-	if err := refusesConnections(ctx, path); err != nil {
+	if err := refusesConnections(ctx, f.at); err != nil {
 		return err
 	}
 	if again, err := os.Lstat(path); err != nil || !os.SameFile(found, again) {
@@ -156,7 +159,10 @@ func refusesConnections(ctx context.Context, path string) error {
 // listenError adds to an error what the reader can do about it.
 func listenError(addr string, err error) error {
 	var hint string
+	var pe *fs.PathError
 	switch {
+	case errors.As(err, &pe) && strings.HasSuffix(pe.Op, "chown"):
+		hint = "this user must be a member of the group Config.Unix.Group"
 	case errors.Is(err, syscall.EADDRINUSE):
 		hint = "stop that server, or choose another path"
 	case errors.Is(err, fs.ErrNotExist):
@@ -165,12 +171,6 @@ func listenError(addr string, err error) error {
 		hint = "this user must be able to make files in the socket's directory"
 	}
 	return sysError("listen", addr, err, hint)
-}
-
-// isOurs reports whether a file's owner is who this process acts as.
-func isOurs(fi fs.FileInfo) bool {
-	st, ok := fi.Sys().(*syscall.Stat_t)
-	return ok && int(st.Uid) == os.Geteuid()
 }
 
 // fileKind names the kind of a file that is not a socket.
