@@ -118,19 +118,22 @@ func goodClients(t *testing.T, addr string, cfg *Config, count int) (worst time.
 	return worst
 }
 
+// A stall is a way not to finish a handshake.
+type stall struct {
+	name string
+	send []byte  // what one who stalls sends
+	cfg  *Config // of the server and of good clients
+}
+
 // T17: whatever way they stall, a thousand do not keep a good client out.
 func TestT17StalledHandshakesKeepNobodyOut(t *testing.T) {
 	opening := helloBytes(adversaryHello())
-	for _, row := range []struct {
-		name string
-		send []byte  // what one who stalls sends
-		cfg  *Config // of the server and of good clients
-	}{
+	for _, row := range append([]stall{
 		{name: "nothing"},
 		{name: "half a magic", send: opening[:2]},
 		{name: "magic alone", send: opening[:len(wireMagic)]},
 		{name: "half a HELLO", send: opening[:len(opening)/2]},
-	} {
+	}, stallsOverTLS(t)...) {
 		t.Run(strings.ReplaceAll(row.name, " ", "-"), func(t *testing.T) {
 			watchdog(t)
 			cfg := testConfig(row.cfg)
