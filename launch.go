@@ -6,9 +6,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -415,11 +413,11 @@ func (p *instance) ending(killed bool) error {
 func (p *instance) pid() int { return p.proc.cmd.Process.Pid }
 
 // failure returns why the plugin ended other than it should, or nil. A process
-// may exit with status 0 because its connection broke.
+// may exit with status 0 because this side has given its connection up.
 func (p *instance) failure() error {
 	<-p.done
-	if err := p.conn.Err(); p.err == nil && !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
-		return err
+	if p.err != nil {
+		return p.err
 	}
-	return p.err
+	return unlessGone(p.conn.Err())
 }

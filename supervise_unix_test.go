@@ -1,0 +1,26 @@
+//go:build unix
+
+package plugwire
+
+import (
+	"syscall"
+	"testing"
+	"time"
+)
+
+// A stopped process does not hang a call without a deadline.
+func TestAStoppedPluginIsReplaced(t *testing.T) {
+	lt, _ := supervised(t, "good")
+	lt.cfg.KeepAlive = 150 * time.Millisecond
+	lt.cfg.Launch.ExitTimeout = 100 * time.Millisecond
+	p := lt.launch()
+	pid := p.Pid()
+	lt.greets(p)
+	kill(t, pid, syscall.SIGSTOP)
+	if _, err := p.Call(t.Context(), "greet", nil); err != nil && NotRun(err) {
+		t.Errorf("the call that was not answered: %v", err)
+	}
+	until(t, "another process", func() bool { return p.Pid() != pid })
+	lt.greets(p)
+	p.Close()
+}
