@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -208,7 +209,15 @@ func TestAServerOfAnotherUserIsRefusedUnlessItIsListed(t *testing.T) {
 		t.Fatalf("the child says %q, %v", line, err)
 	}
 	for _, uids := range [][]int{nil, {-1, 0, otherGID}} {
-		_, err := Dial(t.Context(), addr, &Config{Unix: UnixConfig{ServerUIDs: uids, ClientUIDs: []int{otherUID}, ClientGIDs: []int{otherGID}}})
+		cfg := &Config{Unix: UnixConfig{ServerUIDs: uids, ClientUIDs: []int{otherUID}, ClientGIDs: []int{otherGID}}}
+		_, err := Dial(t.Context(), addr, cfg)
+		wantError(t, err, PermissionDenied, "dial", addr, "belongs to uid 65534", "add it to Config.Unix.ServerUIDs")
+		// Whoever owns the file, the kernel says who serves there.
+		nc, err := net.Dial("unix", strings.TrimPrefix(addr, "unix://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = NewConn(t.Context(), nc, cfg)
 		wantError(t, err, PermissionDenied, "handshake", addr, "refused uid 65534 gid 65533 pid ",
 			"a server may run as uid [0", "add 65534 to the dialling side's Config.Unix.ServerUIDs")
 	}

@@ -331,7 +331,7 @@ func runs(p *Plugin, first uint64, stop <-chan struct{}, report func(string, ...
 func TestX1KilledPluginsUnderLoad(t *testing.T) {
 	lt, log := supervised(t, "counts")
 	kills := 15
-	if os.Getenv("PLUGWIRE_LONG") != "" {
+	if longTests {
 		kills = 100
 	}
 	p := lt.launch()
@@ -441,7 +441,7 @@ func TestSwapUnderLoad(t *testing.T) {
 			lt, log := supervised(t, "counts")
 			lt.cfg.Launch.Restart = policy
 			swaps, least := 5, 5000
-			if os.Getenv("PLUGWIRE_LONG") != "" {
+			if longTests {
 				swaps, least = 20, 1000000
 			}
 			p := lt.launch()

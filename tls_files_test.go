@@ -318,9 +318,9 @@ func rotateUnderLoad(t *testing.T, writer func(certFiles) func(tls.Certificate, 
 		t.Skip("a file that somebody reads cannot be replaced here")
 	}
 	const callers = 2
-	rotations := 100
-	if raceEnabled { // with which a handshake takes ten times as long
-		rotations = 20
+	rotations := 15
+	if longTests {
+		rotations = 100
 	}
 	writeServer, writeClient := writer(server), writer(client)
 	ca, next := newTestCA(t), newTestCA(t)
