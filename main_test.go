@@ -16,9 +16,6 @@ var children = map[string]func(){}
 
 const childEnv = "PLUGWIRE_TEST_CHILD"
 
-// longEnv, when set, has tests run as often as a release must show.
-const longEnv = "PLUGWIRE_LONG"
-
 // longTests has tests do as much as a release must show: see scripts/long.
 var longTests = os.Getenv("PLUGWIRE_LONG") != ""
 
