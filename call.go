@@ -23,6 +23,10 @@ type Call struct {
 	Metadata      Metadata // sent with the request; must not change until the call has ended
 	ReplyMetadata Metadata // what came with the reply or error, or nil
 
+	// Idempotent says that running the call twice does no harm, so that a Pool may
+	// run it again when its connection broke and it may have run already.
+	Idempotent bool
+
 	parts assembly // of a reply in several frames
 }
 
