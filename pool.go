@@ -67,9 +67,10 @@ var _ Caller = (*Pool)(nil)
 // PoolConfig holds the settings of a Pool.
 type PoolConfig struct {
 	// Size is how many connections take calls at most; those that drain do not
-	// count. Default: GOMAXPROCS when Config.TLS is set, for encrypting takes a
-	// processor, else 1, and at least one for each address. Each address
-	// gets an equal share, rounded up, also while others fail.
+	// count. Default: with Config.TLS set as many as GOMAXPROCS, at most 4, for
+	// encrypting takes a processor, else 1, and at least one for each address. Small
+	// calls are fastest on one, where many are written together. Each address gets
+	// an equal share, rounded up, also while others fail.
 	Size int
 
 	MaxWait    time.Duration // how long a call waits for a connection; default 10 s

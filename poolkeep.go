@@ -14,12 +14,16 @@ import (
 const (
 	// leastBackOff is how long an address is left alone after a first failure.
 	leastBackOff = 25 * time.Millisecond
+	// mostByDefault bounds the default size with TLS: each further connection makes
+	// large messages faster, but takes from small ones the company to be written with.
+	mostByDefault = 4
 	// leastLife is how long a connection must last for its address not to count
 	// as failing: a server that ends each at once must not be dialled in a loop.
 	leastLife = time.Second
 )
 
-// An endpoint is an address and how it fared. Guarded by the pool's mu.
+// An endpoint is an address and how it fared. Guarded by the pool's mu, as is the
+// list of them: nothing keeps an index into it.
 type endpoint struct {
 	addr     string
 	conns    int       // ready ones
@@ -39,7 +43,7 @@ func NewPool(cfg *Config, addrs ...string) *Pool {
 	size := &p.cfg.Pool.Size
 	if *size <= 0 {
 		if *size = 1; p.cfg.hasTLS() {
-			*size = runtime.GOMAXPROCS(0)
+			*size = min(runtime.GOMAXPROCS(0), mostByDefault)
 		}
 		*size = max(*size, len(addrs))
 	}
