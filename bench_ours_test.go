@@ -80,7 +80,10 @@ func serveOurs(network string, cfg *Config) (string, func(), error) {
 }
 
 // dialOurs connects to a server process, which may have said more than its address.
-var dialOurs = func(addr string) (*Conn, error) { return Dial(context.Background(), addr, nil) }
+func dialOurs(addr string) (*Conn, error) {
+	addr, cfg := benchTarget(addr)
+	return Dial(context.Background(), addr, cfg)
+}
 
 // connectUnary is the client whose workers make one call after the other.
 func connectUnary(_, addr string, w workload) (*benchClient, error) {
@@ -95,7 +98,7 @@ func connectUnary(_, addr string, w workload) (*benchClient, error) {
 }
 
 // echoCaller returns a function that makes one call and checks its answer.
-func echoCaller(conn *Conn, worker int, w workload) func() error {
+func echoCaller(conn Caller, worker int, w workload) func() error {
 	ctx := context.Background()
 	seq := firstSeq(worker)
 	call := &Call{Method: "echo", Request: make([]byte, w.size), Reply: make([]byte, 0, w.size)}

@@ -3,7 +3,6 @@
 package plugwire
 
 import (
-	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
@@ -21,6 +20,7 @@ func BenchmarkTLS(b *testing.B) {
 	}
 	bulk := workload{name: "64KiB-oneway-to-crypto/tls", size: 64 << 10, workers: 1, batch: 1, oneWay: true, bulk: true}
 	compareTLS(b, bulk, tlsRow(oursOneWayRow), rawTLSOneWayRow)
+	comparePools(b, "-tls", tlsRow(oursUnaryRow))
 	compareTLS(b, workload{name: "first-call-to-plain", size: 64, workers: 1, batch: 1, latency: true}, tlsRow(oursConnectRow), oursConnectRow)
 }
 
@@ -45,13 +45,9 @@ func init() {
 		addr, stop, err := serveOurs(network, &Config{TLS: id})
 		return addr + text, stop, err
 	}
-	dialPlain := dialOurs
-	dialOurs = func(addr string) (*Conn, error) {
-		addr, id, ok := parseBenchIdentity(addr)
-		if !ok {
-			return dialPlain(addr)
-		}
-		return Dial(context.Background(), addr, &Config{TLS: id})
+	benchTarget = func(addr string) (string, *Config) {
+		addr, id, _ := parseBenchIdentity(addr)
+		return addr, &Config{TLS: id}
 	}
 	benchServices["raw-count-tls"] = func(network string) (string, func(), error) {
 		id, text, err := newBenchIdentity()

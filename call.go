@@ -20,10 +20,12 @@ type Call struct {
 	Reply   []byte // the reply is appended to it; set it to [:0] to reuse
 	Err     error  // how the call ended, for DoAll
 
-	Idempotent bool // it may run twice: Pool and Plugin may make it again when it failed in the middle
-
 	Metadata      Metadata // sent with the request; must not change until the call has ended
 	ReplyMetadata Metadata // what came with the reply or error, or nil
+
+	// Idempotent says that running the call twice does no harm, so that a Pool or a
+	// Plugin may run it again when its connection broke and it may have run already.
+	Idempotent bool
 
 	parts assembly // of a reply in several frames
 }

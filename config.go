@@ -49,6 +49,7 @@ type Config struct {
 	Unix   UnixConfig
 	TCP    TCPConfig
 	TLS    TLSConfig
+	Pool   PoolConfig
 	Launch LaunchConfig
 
 	secret *secret           // of a launch, which both sides prove to know; nil: none
@@ -272,6 +273,7 @@ func (c *Config) withDefaults() *Config {
 	if d.Unix.Mode == 0 {
 		d.Unix.Mode = 0o600
 	}
+	d.Pool.setDefaults(duration)
 	if d.Launch.MagicCookie == "" {
 		d.Launch.MagicCookie = defaultMagicCookie
 	}

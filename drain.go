@@ -24,10 +24,32 @@ type lifecycle struct {
 	goAway    [goAwayDone + 1]bool
 	lastWord  []byte     // GOAWAY failed
 	changed   batch.Gate // those who wait for a step of the drain
+	retiring  bool       // retire waits for this side's calls
+	onRefuse  func()     // nil, or called under out's lock when refuses becomes true
 
 	// Of the holder of the reading role.
 	theyAreDone bool
 	theirReason error
+}
+
+// refuse has nothing more opened on this side. Called under out's lock.
+func (l *lifecycle) refuse() {
+	if !l.refuses && l.onRefuse != nil {
+		l.onRefuse()
+	}
+	l.refuses = true
+}
+
+// whenRefusing has f called, once and under out's lock, when nothing more may be
+// opened on this side: perhaps at once.
+func (c *Conn) whenRefusing(f func()) {
+	c.out.Lock()
+	defer c.out.Unlock()
+	if c.life.refuses {
+		f()
+	} else {
+		c.life.onRefuse = f
+	}
 }
 
 // send has a GOAWAY sent with the next batch.
@@ -65,10 +87,14 @@ func (l *lifecycle) mayOpen(c *Conn) error {
 func (c *Conn) drainStep() {
 	l := &c.life
 	if !l.draining {
+		if l.retiring {
+			c.out.OpenAll(&l.changed)
+		}
 		return
 	}
 	if !l.drained && l.acked.Load() && c.servingCount.Load() == 0 && c.oneWay.handledMsgs == l.ackedAt {
-		l.drained, l.refuses = true, true
+		l.drained = true
+		l.refuse()
 		c.openGates()
 	}
 	c.out.OpenAll(&l.changed)
@@ -107,6 +133,21 @@ func (c *Conn) Shutdown(ctx context.Context) error {
 	return err
 }
 
+// retire is Shutdown by who needs the connection no more. Before it asks the
+// other side to open nothing, it lets this side's calls end, for whose sake the
+// other side may still call back.
+func (c *Conn) retire(ctx context.Context) error {
+	c.out.Lock()
+	c.life.retiring = true
+	c.waitFor(ctx, &c.life.changed, func() bool { return c.life.ended || c.inUse() == 0 })
+	c.out.Unlock()
+	c.Flush(ctx)
+	return c.Shutdown(ctx)
+}
+
+// inUse is how many calls and streams of this side have a slot. Called under out's lock.
+func (c *Conn) inUse() int { return int(c.used) - len(c.free) }
+
 // goAway takes in the other side's GOAWAY.
 func (c *Conn) goAway(h *FrameHeader, b []byte) error {
 	if h.Code != goAwayFailed && len(b) > 0 {
@@ -117,7 +158,8 @@ func (c *Conn) goAway(h *FrameHeader, b []byte) error {
 	switch h.Code {
 	case goAwayDrain:
 		if !c.life.theyDrain {
-			c.life.theyDrain, c.life.refuses, c.notes.left = true, true, 0
+			c.life.theyDrain, c.notes.left = true, 0
+			c.life.refuse()
 			c.life.send(goAwayAck)
 			c.out.Signal()
 			c.openGates()

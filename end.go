@@ -33,7 +33,8 @@ func (c *Conn) endCalls(err error, flushing bool) {
 		c.errMu.Unlock()
 		c.ended.Store(true)
 		c.out.Lock()
-		c.life.ended, c.life.refuses, c.notes.left = true, true, 0
+		c.life.ended, c.notes.left = true, 0
+		c.life.refuse()
 		if !flushing {
 			c.out.Stop(err) // what is said not to have been sent must not be sent now
 		}
