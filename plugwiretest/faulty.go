@@ -36,7 +36,7 @@ type Faults struct {
 // waits, whatever is wrong with it.
 type FaultyConn struct {
 	nc      net.Conn
-	faults  Faults
+	faults  Faults // but for AtLimit
 	in, out direction
 
 	// mu guards what follows and both directions' deadline and due. Under it
@@ -46,9 +46,10 @@ type FaultyConn struct {
 	err     error         // after Close or Reset
 	closed  bool
 	stalled bool
-	limited bool // Limit is still to be reached
+	limited bool // the limit is still to be reached
 	left    int  // bytes until then
-	acting  bool // AtLimit runs
+	atLimit func(*FaultyConn)
+	acting  bool // atLimit runs
 }
 
 // A direction is what is read, or what is written.
@@ -70,7 +71,7 @@ var _ net.Conn = (*FaultyConn)(nil)
 // other side: the address of a Unix socket is of the network "faulty", to which
 // plugwire lets everyone.
 func Faulty(nc net.Conn, f Faults) *FaultyConn {
-	c := &FaultyConn{nc: nc, faults: f, changed: make(chan struct{}), limited: f.Limit > 0, left: f.Limit}
+	c := &FaultyConn{nc: nc, faults: f, changed: make(chan struct{}), limited: f.Limit > 0, left: f.Limit, atLimit: f.AtLimit}
 	c.in.most, c.out.most = f.MaxRead, f.MaxWrite
 	for _, d := range []*direction{&c.in, &c.out} {
 		if d.most <= 0 {
@@ -81,6 +82,14 @@ func Faulty(nc net.Conn, f Faults) *FaultyConn {
 		}
 	}
 	return c
+}
+
+// Limit replaces Faults.Limit, counted from now on, and AtLimit; 0 is no limit.
+func (c *FaultyConn) Limit(n int, atLimit func(*FaultyConn)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.limited, c.left, c.atLimit = n > 0, n, atLimit
+	c.wake()
 }
 
 // Reset ends the connection as by a crash of the network: what is under way is
@@ -270,6 +279,7 @@ func (c *FaultyConn) passed(d *direction, n int) {
 		d.due = later(d.due, time.Now()).Add(time.Duration(n) * time.Second / time.Duration(c.faults.Bandwidth))
 	}
 	reached := c.limited && c.left == 0
+	act := c.atLimit
 	if reached {
 		c.limited, c.acting = false, true
 	}
@@ -277,11 +287,10 @@ func (c *FaultyConn) passed(d *direction, n int) {
 	if !reached {
 		return
 	}
-	if c.faults.AtLimit != nil {
-		c.faults.AtLimit(c)
-	} else {
-		c.Reset()
+	if act == nil {
+		act = (*FaultyConn).Reset
 	}
+	act(c)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.acting = false
