@@ -79,6 +79,7 @@ func newSide() *side {
 			}
 		}
 	})
+	s.serveMeetings()
 	return s
 }
 
