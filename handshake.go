@@ -256,7 +256,7 @@ func handshake(nc net.Conn, dialler bool, cfg *Config) (net.Conn, *hello, int, e
 	ours.sent = msg
 	greeted := dialler
 	if dialler {
-		if _, err := nc.Write(msg); err != nil {
+		if err := writeAll(nc, msg); err != nil {
 			return nil, nil, 0, reasonFor(nc, err)
 		}
 	}
@@ -297,26 +297,40 @@ func proveDialler(nc net.Conn, ours, theirs *hello, key *secret) (told bool, err
 	if told, err := checkProof(nc, key.proof(roleListener, hellos, binding)); err != nil {
 		return told, err
 	}
-	_, err = nc.Write(appendProof(nil, key.proof(roleDialler, hellos, binding)))
-	return false, err
+	return false, writeAll(nc, appendProof(nil, key.proof(roleDialler, hellos, binding)))
 }
 
 // answerDialler sends the listener's HELLO and, if there is a secret, its PROOF,
 // and checks the dialler's.
 func answerDialler(nc net.Conn, ours, theirs *hello, key *secret) (told bool, err error) {
 	if key == nil {
-		_, err := nc.Write(ours.sent)
-		return false, err
+		return false, writeAll(nc, ours.sent)
 	}
 	hellos := hashHellos(theirs.sent, ours.sent)
 	binding, err := bindingOf(nc)
 	if err != nil {
 		return false, err
 	}
-	if _, err := nc.Write(appendProof(ours.sent, key.proof(roleListener, hellos, binding))); err != nil {
+	if err := writeAll(nc, appendProof(ours.sent, key.proof(roleListener, hellos, binding))); err != nil {
 		return false, err
 	}
 	return checkProof(nc, key.proof(roleDialler, hellos, binding))
+}
+
+// writeAll writes b to a connection that may take less than it is given and
+// return no error: not all that call themselves a net.Conn keep io.Writer's rules.
+func writeAll(w io.Writer, b []byte) error {
+	for len(b) > 0 {
+		n, err := w.Write(b)
+		if err == nil && n == 0 {
+			err = io.ErrShortWrite
+		}
+		if err != nil {
+			return err
+		}
+		b = b[n:]
+	}
+	return nil
 }
 
 // bindingOf returns what ties a proof to the encryption of nc, if it has one.
@@ -358,7 +372,7 @@ func refuse(nc net.Conn, greeted bool, reason error) {
 	if !greeted {
 		b = append(b, wireMagic...)
 	}
-	if _, err := nc.Write(appendGoAwayFailed(b, code, reason.Error())); err != nil {
+	if err := writeAll(nc, appendGoAwayFailed(b, code, reason.Error())); err != nil {
 		return
 	}
 	// To close with unread bytes would destroy the reason on its way.

@@ -83,7 +83,7 @@ func (t *tlsConn) CloseWrite() error {
 	err := t.tls.CloseWrite()
 	if b := t.take(); err == nil && len(b) > 0 {
 		t.Conn.SetWriteDeadline(time.Now().Add(refuseTimeout))
-		_, err = t.Conn.Write(b)
+		err = writeAll(t.Conn, b)
 	}
 	return errors.Join(err, half.CloseWrite())
 }
@@ -173,7 +173,10 @@ func (r *tlsRecords) SetWriteDeadline(time.Time) error { return nil }
 
 func (r *tlsRecords) Write(b []byte) (int, error) {
 	if !r.live {
-		return r.Conn.Write(b)
+		if err := writeAll(r.Conn, b); err != nil { // crypto/tls does not look at how many were taken
+			return 0, err
+		}
+		return len(b), nil
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
