@@ -146,6 +146,16 @@ type LaunchConfig struct {
 	// the plugin's environment then knows the secret.
 	SecretInEnv bool
 
+	// LogLevel is the level of records made of what a plugin prints that is no
+	// record itself: Config.Logger gets each line of its stdout and stderr, with
+	// the plugin's name and pid. Lines of slog's and hclog's JSON come with their own time,
+	// level, message and fields, lines from the headline of a Go panic on as
+	// errors, the others at this level. Of a line, 64 KiB are taken. A Logger that
+	// is slower than the plugin prints slows it down, but by no more than 100 ms for
+	// every 256 KiB: what it then has no room for is dropped, and the log says how
+	// many lines those were. Default Info.
+	LogLevel slog.Level
+
 	// MagicCookie is what a plugin expects of its host, so that a plugin that
 	// belongs to another program says so. It is not a secret. Default "plugwire".
 	MagicCookie string

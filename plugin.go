@@ -122,7 +122,7 @@ func (p *Plugin) start(ctx context.Context, cmd *exec.Cmd, cfg *Config) (phase s
 	if err != nil {
 		return phasePrepare, err
 	}
-	if p.proc, err = startProcess(cmd, order); err != nil {
+	if p.proc, err = startProcess(cmd, order, p.cfg); err != nil {
 		return phaseStart, err
 	}
 	line, err := p.awaitLine(ctx)
