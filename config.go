@@ -156,6 +156,19 @@ type LaunchConfig struct {
 	// many lines those were. Default Info.
 	LogLevel slog.Level
 
+	// InheritEnv are the names of the variables of this process's environment that
+	// a plugin gets whose command has no Env of its own. Nil: all; empty: none.
+	InheritEnv []string
+
+	// SHA256 is the sum that the plugin's program must have, in hexadecimal
+	// digits; else it is not run. On Linux the file that was read is the one that
+	// runs, whatever is at its path by then (it runs as /proc/self/fd/N, after
+	// which the system names the process, and inherits that descriptor);
+	// elsewhere somebody who may write to its directory can exchange it in between.
+	// Nowhere does it help against who may write to the file itself, or exchange
+	// what it loads: other files, an interpreter. "": not checked.
+	SHA256 string
+
 	// MagicCookie is what a plugin expects of its host, so that a plugin that
 	// belongs to another program says so. It is not a secret. Default "plugwire".
 	MagicCookie string

@@ -44,7 +44,7 @@ func startProcess(template *exec.Cmd, order *launchOrder, cfg *Config) (*process
 		ExtraFiles:  template.ExtraFiles,
 		SysProcAttr: template.SysProcAttr,
 		Err:         template.Err,
-		Env:         append(template.Environ(), launchVar+"="+order.String()),
+		Env:         append(launchEnviron(template, &cfg.Launch), launchVar+"="+order.String()),
 		Stdout:      &p.stdout,
 		Stderr:      &p.stderr,
 		WaitDelay:   pipeGrace,
@@ -55,8 +55,8 @@ func startProcess(template *exec.Cmd, order *launchOrder, cfg *Config) (*process
 		return nil, err
 	}
 	p.stdin = stdin
-	if err := p.cmd.Start(); err != nil {
-		return nil, err // Start has closed the pipes
+	if err := startVerified(p.cmd, cfg.Launch.SHA256); err != nil {
+		return nil, err
 	}
 	p.stdout.log.start(p.cmd.Process.Pid)
 	p.stderr.log.start(p.cmd.Process.Pid)

@@ -173,7 +173,7 @@ func unixPath(op, addr string) (string, error) {
 	case strings.ContainsRune(path, 0):
 		return bad("the path contains a NUL byte", "")
 	case len(path) > maxUnixPath:
-		return bad(tooLong(path), "choose a shorter one")
+		return bad(tooLong(path), "choose a shorter one; Config.Unix.Dir is where automatic ones are")
 	}
 	return path, nil
 }
