@@ -333,6 +333,9 @@ func FuzzLogLine(f *testing.F) {
 		if n := bytes.Count(output, []byte("\n")) + 1; len(whole) > n {
 			t.Fatalf("%d records of %d lines", len(whole), n)
 		}
+		for line := range bytes.Lines(output) {
+			sameFields(t, bytes.TrimSpace(line))
+		}
 		for _, line := range whole {
 			var r struct{ Msg string }
 			if err := json.Unmarshal([]byte(line), &r); line != "" && err != nil {
@@ -343,4 +346,38 @@ func FuzzLogLine(f *testing.F) {
 			}
 		}
 	})
+}
+
+// sameFields checks that logGroup finds in an object what encoding/json does.
+func sameFields(t *testing.T, object []byte) {
+	var want map[string]any
+	if len(object) == 0 || object[0] != '{' || tooRich(object) || json.Unmarshal(object, &want) != nil {
+		return
+	}
+	got := make(map[string]slog.Value)
+	for _, a := range logGroup(string(object)) {
+		got[a.Key] = a.Value
+	}
+	if len(got) != len(want) {
+		t.Fatalf("%q: %v, want %v", object, got, want)
+	}
+	for key, w := range want {
+		g, ok := got[key]
+		switch w := w.(type) {
+		case string:
+			ok = ok && g.Kind() == slog.KindString && g.String() == w
+		case float64:
+			ok = ok && (g.Kind() == slog.KindInt64 && float64(g.Int64()) == w || g.Kind() == slog.KindFloat64 && g.Float64() == w)
+		case map[string]any:
+			ok = ok && g.Kind() == slog.KindGroup
+		case []any:
+			list, isList := g.Any().([]any)
+			ok = ok && isList && len(list) == len(w)
+		default:
+			ok = ok && g.Any() == w
+		}
+		if !ok {
+			t.Fatalf("%q: %q is %v, want %v", object, key, g, w)
+		}
+	}
 }
