@@ -175,6 +175,29 @@ type LaunchConfig struct {
 	// Plugin's end. Events also go to Logger.
 	OnEvent func(Event)
 
+	// LogLevel is the level of records made of what a plugin prints that is no
+	// record itself: Config.Logger gets each line of its stdout and stderr, with
+	// the plugin's name and pid. Lines of slog's and hclog's JSON come with their own time,
+	// level, message and fields, lines from the headline of a Go panic on as
+	// errors, the others at this level. Of a line, 64 KiB are taken. A Logger that
+	// is slower than the plugin prints slows it down, but by no more than 100 ms for
+	// every 256 KiB: what it then has no room for is dropped, and the log says how
+	// many lines those were. Default Info.
+	LogLevel slog.Level
+
+	// InheritEnv are the names of the variables of this process's environment that
+	// a plugin gets whose command has no Env of its own. Nil: all; empty: none.
+	InheritEnv []string
+
+	// SHA256 is the sum that the plugin's program must have, in hexadecimal
+	// digits; else it is not run. On Linux the file that was read is the one that
+	// runs, whatever is at its path by then (it runs as /proc/self/fd/N, after
+	// which the system names the process, and inherits that descriptor);
+	// elsewhere somebody who may write to its directory can exchange it in between.
+	// Nowhere does it help against who may write to the file itself, or exchange
+	// what it loads: other files, an interpreter. "": not checked.
+	SHA256 string
+
 	// MagicCookie is what a plugin expects of its host, so that a plugin that
 	// belongs to another program says so. It is not a secret. Default "plugwire".
 	MagicCookie string

@@ -6,7 +6,6 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -104,7 +103,7 @@ func (p *instance) start(ctx context.Context, cmd *exec.Cmd, cfg *Config) (phase
 	if err != nil {
 		return phasePrepare, err
 	}
-	if p.proc, err = startProcess(cmd, order); err != nil {
+	if p.proc, err = startProcess(cmd, order, p.cfg); err != nil {
 		return phaseStart, err
 	}
 	line, err := p.awaitLine(ctx)
@@ -324,13 +323,11 @@ func (p *instance) explain(e *Error, err error, saw string) {
 		e.Message += fmt.Sprintf(": none within %v, %s", p.cfg.Launch.StartTimeout, saw)
 	case errors.As(err, &cause) && cause.Op == "":
 		e.Code, e.Hint, e.Err = cause.Code, cause.Hint, cause.Err
-		e.Message += ": " + cause.Message
+		if cause.Message != "" {
+			e.Message += ": " + cause.Message
+		}
 	case errors.As(err, &cause):
 		e.Code = cause.Code
-	case errors.Is(err, fs.ErrNotExist) || errors.Is(err, exec.ErrNotFound):
-		e.Code = NotFound
-	case errors.Is(err, fs.ErrPermission):
-		e.Code, e.Hint = PermissionDenied, "is it a program that may be executed?"
 	case e.Code == Unknown:
 		e.Code = Unavailable
 	case saw != "":

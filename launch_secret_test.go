@@ -152,16 +152,21 @@ func TestT07SiblingThatServesInThePluginsPlace(t *testing.T) {
 var hexDigits = regexp.MustCompile("[0-9a-fA-F]{48}") // three quarters of a secret
 
 func TestT24SecretsAppearNowhere(t *testing.T) {
-	t.Run("in errors", func(t *testing.T) {
+	t.Run("in errors and logs", func(t *testing.T) {
 		for _, env := range []bool{false, true} {
 			lt := newLaunchTest(t, "parrot")
 			lt.cfg.Launch.SecretInEnv = env
+			var book logBook
+			lt.cfg.Logger = book.logger()
 			_, err := Launch(t.Context(), lt.cmd, lt.cfg)
 			if err == nil || !strings.Contains(err.Error(), "[one-time secret]") && !env {
 				t.Errorf("a parrot: %v", err)
 			}
 			if hexDigits.MatchString(fmt.Sprintf("%v %+v %#v", err, err, err)) {
 				t.Errorf("the error has the secret: %v", err)
+			}
+			if log := strings.Join(book.lines(), "\n"); hexDigits.MatchString(log) || !strings.Contains(log, "[one-time secret]") {
+				t.Errorf("the log has the secret: %s", log)
 			}
 		}
 	})

@@ -139,7 +139,8 @@ func (o *launchOrder) accept(cfg *Config) (version int, err error) {
 	}
 	if version, err = commonVersion(cfg.Versions, o.versions); err != nil {
 		return 0, &Error{Code: FailedPrecondition, Op: "launch", Message: fmt.Sprintf(
-			"no common version of the application's protocol: the plugin speaks %v, its host %v", cfg.Versions, o.versions)}
+			"no common version of the application's protocol: the plugin speaks %v, its host %v", cfg.Versions, o.versions),
+			Hint: "Config.Versions of both sides must share one"}
 	}
 	return version, nil
 }

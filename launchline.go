@@ -111,19 +111,26 @@ func (l *launchLine) refusal() *launchRefusal {
 // The error is errNoLaunchLine for a line that is something else, and an *Error
 // for a launch line that is of no use.
 func parseLaunchLine(line string) (*launchLine, error) {
+	l, _, err := findLaunchLine(line)
+	return l, err
+}
+
+// findLaunchLine is parseLaunchLine that also says how many bytes stand before
+// the launch line.
+func findLaunchLine(line string) (l *launchLine, before int, err error) {
 	line = strings.TrimSuffix(line, "\r")
 	const mark = "|" + launchProtocol
 	for at := 0; ; at += len(mark) {
 		i := strings.Index(line[at:], mark)
 		if i < 0 {
-			return nil, foreignLaunchLine(line)
+			return nil, 0, foreignLaunchLine(line)
 		}
 		at += i
 		tail := line[at+len(mark):]
 		if tail != "" && tail[0] != '|' {
 			continue
 		}
-		l, err := parseLaunchHead(line[:at])
+		l, before, err := parseLaunchHead(line[:at])
 		if err == errNoLaunchLine {
 			continue
 		}
@@ -131,40 +138,42 @@ func parseLaunchLine(line string) (*launchLine, error) {
 			err = l.parseTail(strings.TrimPrefix(tail, "|"))
 		}
 		if err != nil {
-			return nil, err
+			return nil, 0, err
 		}
-		return l, nil
+		return l, before, nil
 	}
 }
 
-// parseLaunchHead reads CORE|APP|NETWORK|ADDRESS from the end of s.
-func parseLaunchHead(s string) (*launchLine, error) {
+// parseLaunchHead reads CORE|APP|NETWORK|ADDRESS from the end of s, and says how
+// many bytes stand before.
+func parseLaunchHead(s string) (l *launchLine, before int, err error) {
 	var part [3]string // ADDRESS, NETWORK, APP
 	for i := range part {
 		at := strings.LastIndexByte(s, '|')
 		if at < 0 {
-			return nil, errNoLaunchLine
+			return nil, 0, errNoLaunchLine
 		}
 		s, part[i] = s[:at], s[at+1:]
 	}
 	if _, ok := parseNumber(s); !ok && s != "" {
-		s = s[len(s)-1:] // the rest was printed before, without a line end
+		before = len(s) - 1
+		s = s[before:] // the rest was printed before, without a line end
 	}
 	core, ok1 := parseNumber(s)
 	app, ok2 := parseNumber(part[2])
 	if !ok1 || !ok2 || !isScheme(part[1]) {
-		return nil, errNoLaunchLine
+		return nil, 0, errNoLaunchLine
 	}
 	if core != launchCore {
-		return nil, &Error{Code: FailedPrecondition, Message: fmt.Sprintf(
+		return nil, 0, &Error{Code: FailedPrecondition, Message: fmt.Sprintf(
 			"the plugin's launch line has version %d, this host reads version %d", core, launchCore),
 			Hint: "build both with the same plugwire"}
 	}
 	address, err := unescape(part[0])
 	if err != nil {
-		return nil, badLaunchLine("ADDRESS", part[0])
+		return nil, 0, badLaunchLine("ADDRESS", part[0])
 	}
-	return &launchLine{app: app, network: part[1], address: address}, nil
+	return &launchLine{app: app, network: part[1], address: address}, before, nil
 }
 
 // parseTail reads CERT|key=value... and checks that the line says where to connect.

@@ -32,10 +32,11 @@ type process struct {
 }
 
 // startProcess starts a copy of the template with what the host tells it.
-func startProcess(template *exec.Cmd, order *launchOrder) (*process, error) {
+func startProcess(template *exec.Cmd, order *launchOrder, cfg *Config) (*process, error) {
 	p := &process{done: make(chan struct{})}
 	p.stdout.result = make(chan launchResult, 1)
 	p.stderr.copy = template.Stderr
+	p.stdout.log, p.stderr.log = outputLogs(template, cfg, order.secret)
 	p.cmd = &exec.Cmd{
 		Path:        template.Path,
 		Args:        template.Args,
@@ -43,7 +44,7 @@ func startProcess(template *exec.Cmd, order *launchOrder) (*process, error) {
 		ExtraFiles:  template.ExtraFiles,
 		SysProcAttr: template.SysProcAttr,
 		Err:         template.Err,
-		Env:         append(template.Environ(), launchVar+"="+order.String()),
+		Env:         append(launchEnviron(template, &cfg.Launch), launchVar+"="+order.String()),
 		Stdout:      &p.stdout,
 		Stderr:      &p.stderr,
 		WaitDelay:   pipeGrace,
@@ -54,9 +55,11 @@ func startProcess(template *exec.Cmd, order *launchOrder) (*process, error) {
 		return nil, err
 	}
 	p.stdin = stdin
-	if err := p.cmd.Start(); err != nil {
-		return nil, err // Start has closed the pipes
+	if err := startVerified(p.cmd, cfg.Launch.SHA256); err != nil {
+		return nil, err
 	}
+	p.stdout.log.start(p.cmd.Process.Pid)
+	p.stderr.log.start(p.cmd.Process.Pid)
 	if order.secretStdin {
 		io.WriteString(stdin, order.secret.text()) // it fits the pipe; a process that has ended is noticed below
 	}
@@ -71,6 +74,7 @@ func (p *process) wait() {
 		p.err = nil // it ended well, and left its output open to a process of its own
 	}
 	p.stdout.end()
+	p.stderr.end()
 	close(p.done)
 }
 
@@ -119,60 +123,6 @@ func (p *process) lastLines(known string) string {
 		return strings.Join(last[crash:min(len(last), crash+stderrLines)], ", ")
 	}
 	return strings.Join(last[max(0, len(last)-stderrLines):], ", ")
-}
-
-// launchOutput takes a plugin's stdout: it finds the launch line and drops the rest.
-type launchOutput struct {
-	scanner launchScanner
-	found   bool
-	result  chan launchResult // of capacity 1: the launch line, an error, or neither when stdout ended without
-}
-
-type launchResult struct {
-	line *launchLine
-	err  error
-}
-
-// Write is called by the goroutine that reads the pipe. It takes everything.
-func (o *launchOutput) Write(p []byte) (int, error) {
-	if !o.found {
-		o.report(o.scanner.scan(p))
-	}
-	return len(p), nil
-}
-
-// end is called after the last Write.
-func (o *launchOutput) end() {
-	if !o.found {
-		o.report(o.scanner.end())
-	}
-	if !o.found {
-		o.result <- launchResult{}
-	}
-}
-
-func (o *launchOutput) report(line *launchLine, err error) {
-	if line != nil || err != nil {
-		o.found = true
-		o.result <- launchResult{line, err}
-	}
-}
-
-// stderrOutput takes a plugin's stderr: it keeps the end, and passes everything on.
-type stderrOutput struct {
-	copy io.Writer // the template's Stderr; nil when there is none or it failed
-	tail []byte
-}
-
-// Write is called by the goroutine that reads the pipe. It takes everything.
-func (o *stderrOutput) Write(p []byte) (int, error) {
-	o.tail = keepEnd(o.tail, p, stderrTail)
-	if o.copy != nil {
-		if _, err := o.copy.Write(p); err != nil {
-			o.copy = nil
-		}
-	}
-	return len(p), nil
 }
 
 // closedWithin waits for at most d for the channel to be closed.

@@ -19,7 +19,8 @@ import (
 // ServePlugin serves mux to the host that launched this process, and returns
 // when that host is done with it. A plugin's main function is little else; it
 // must not have printed more than 1 MiB to stdout before, and read nothing from
-// stdin.
+// stdin. What is printed to stdout afterwards goes to stderr: on Unix the
+// descriptor 1 is moved there, for good, and on Windows the standard handle.
 //
 // It returns nil after an orderly end: the host closed the connection or ended
 // itself, or this process got SIGTERM. Requests that were received are then
@@ -48,6 +49,7 @@ func ServePlugin(mux *Mux, cfg *Config) error {
 		l.Close()
 		return &Error{Code: Unavailable, Op: "launch", Message: "printing the launch line", Err: err}
 	}
+	stdoutToStderr()
 	return s.serve(l)
 }
 

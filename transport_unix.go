@@ -187,7 +187,7 @@ func unixPath(op, addr string) (string, error) {
 	case strings.ContainsRune(path, 0):
 		return bad("the path contains a NUL byte", "")
 	case tooLong(path) != "":
-		return bad(tooLong(path), "choose a shorter one")
+		return bad(tooLong(path), "choose a shorter one; Config.Unix.Dir is where automatic ones are")
 	}
 	return path, nil
 }
