@@ -15,13 +15,14 @@ import (
 var update = flag.Bool("update", false, "write the golden files")
 
 // patients are the plugins under testdata/plugins: a directory is a Go program, a
-// file is executed as it is, and each is broken as its name says.
+// file is executed as it is. Those with exitBroken are broken as their names say.
 var patients = []struct {
 	name   string
 	args   string // of doctor, before the plugin
 	status int
 }{
 	{"good", "", exitWell},
+	{"own-group", "-transports tcp", exitWell},
 	{"missing", "", exitBroken},
 	{"not-executable", "", exitBroken},
 	{"wrong-architecture", "", exitBroken},
