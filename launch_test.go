@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -51,7 +52,7 @@ func TestLaunchThatFails(t *testing.T) {
 		{"exits 0", Unavailable, []string{`it printed "usage: greeter [flags]\n" on stdout`, "it exited with status 0", "is it a plugin?"}},
 		{"go-plugin", FailedPrecondition, []string{"waiting for its launch line", `hashicorp/go-plugin`, `protocol "grpc"`}},
 		{"go-plugin by hand", Unavailable, []string{"hashicorp/go-plugin", "exit status 1"}},
-		{"dead address", Unavailable, []string{"connecting: ", "tcp://127.0.0.1:1", "connection refused"}},
+		{"dead address", Unavailable, []string{"connecting: ", "tcp://127.0.0.1:1", connRefused.Error()}},
 		{"no pin", FailedPrecondition, []string{"takes no part in automatic mutual TLS", "NoAutoMTLS"}},
 		{"foreign net", FailedPrecondition, []string{`the plugin serves on "carrier-pigeon", this host allows`}},
 		{"other program", FailedPrecondition, []string{"belongs to another program", `"theirs"`, `"plugwire"`, "exit status 1"}},
@@ -92,8 +93,13 @@ func checkLaunchError(t *testing.T, err error, code Code, says ...string) {
 }
 
 func TestLaunchOfWhatIsNoProgram(t *testing.T) {
-	dir := t.TempDir()
+	dir, err := os.MkdirTemp("", "pw")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(dir)
 	text := filepath.Join(dir, "text")
+	defer os.Remove(text)
 	if err := os.WriteFile(text, []byte("just text"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -106,6 +112,9 @@ func TestLaunchOfWhatIsNoProgram(t *testing.T) {
 		{"plugwire-no-such-command", NotFound, exec.ErrNotFound},
 		{text, PermissionDenied, os.ErrPermission},
 	} {
+		if runtime.GOOS == "windows" { // which looks for the name with ".exe" too, and for nothing else
+			test.code, test.is = NotFound, exec.ErrNotFound
+		}
 		t.Run(filepath.Base(test.path), func(t *testing.T) {
 			lt := newLaunchTest(t, "")
 			_, err := Launch(t.Context(), exec.Command(test.path), lt.cfg)
@@ -159,6 +168,7 @@ func TestLaunchTakesTheNextTransport(t *testing.T) {
 		}
 		defer os.Remove(long)
 		lt.cfg.Unix.Dir = long
+		lt.cfg.Transports = []string{"unix", "tcp"} // Windows cannot bind any
 		p := lt.launch()
 		if s := p.Selection(); s.Chosen != "tcp" || !strings.Contains(s.Candidates[0].Reason, "the plugin could not: ") {
 			t.Fatal(s)

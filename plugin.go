@@ -163,7 +163,7 @@ func (p *Plugin) start(ctx context.Context, cmd *exec.Cmd, cfg *Config) (phase s
 func (p *Plugin) offerTLS(order *launchOrder) (auto TLSConfig, err error) {
 	l := &p.cfg.Launch
 	for _, scheme := range order.transports {
-		if !l.NoAutoMTLS && !p.cfg.hasTLS() && (l.AutoMTLS || scheme != "unix") {
+		if !l.NoAutoMTLS && !p.cfg.hasTLS() && (l.AutoMTLS || scheme != "unix" && scheme != "npipe") {
 			order.tls = append(order.tls, scheme)
 		}
 	}
