@@ -14,5 +14,5 @@ func temporary(err error) bool {
 			return true
 		}
 	}
-	return false
+	return sysCode("accept", err) == ResourceExhausted // as Windows words it
 }

@@ -2,6 +2,7 @@ package plugwire
 
 import (
 	"math"
+	"runtime"
 	"strings"
 	"testing"
 )
@@ -29,6 +30,9 @@ func (s *script) run(t *testing.T, w way) {
 func runScripts(t *testing.T, rows []script) {
 	for _, row := range rows {
 		t.Run(strings.ReplaceAll(row.name, " ", "-"), func(t *testing.T) {
+			if row.name == "deadline passed while receiving" && runtime.GOOS == "windows" {
+				t.Skip("the clock may stand still for longer than its nanosecond")
+			}
 			t.Parallel()
 			eachWay(t, row.run)
 		})

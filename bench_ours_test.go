@@ -63,7 +63,7 @@ func serveOurs(network string, cfg *Config) (string, func(), error) {
 			streamed.add(b)
 		}
 	})
-	addr := map[string]string{"unix": "unix:", "tcp": "tcp://127.0.0.1:0"}[network]
+	addr := map[string]string{"unix": localTransport + ":", "tcp": "tcp://127.0.0.1:0"}[network]
 	server := &Server{Mux: mux, Config: cfg}
 	l, err := server.Listen(addr)
 	if err != nil {

@@ -17,7 +17,7 @@ type Config struct {
 	OnConn func(*Conn)  // called for each connection that a Server accepts, after the handshake, before its first call; must not wait for calls of its own
 
 	// Transports are the schemes that may be used, in order of preference
-	// ("unix", "tcp", or one of Custom). Nil: what the platform offers, best first.
+	// ("unix", "npipe", "tcp", or one of Custom). Nil: what the platform offers, best first.
 	Transports []string
 	Custom     map[string]Transport // further transports, by scheme
 
@@ -38,15 +38,16 @@ type Config struct {
 
 	// Authorize decides alone who may connect, and to whom a dialler talks, from
 	// what the kernel says of the peer: where it is set, the lists of users and
-	// groups in Unix are not looked at, and neither are the owners of a socket's
-	// files. Nil: on Unix sockets the same user and
-	// those lists (a platform that cannot tell refuses), elsewhere everyone who can
+	// groups in Unix and NPipe are not looked at, and neither are the owners of a
+	// socket's files. Nil: on Unix sockets and named pipes the same user and those
+	// lists (a platform that cannot tell refuses), elsewhere everyone who can
 	// connect. It may be called by several goroutines at once, and its error is
 	// told to the other side.
 	Authorize func(*Peer) error
 
 	Limits Limits
 	Unix   UnixConfig
+	NPipe  NPipeConfig
 	TCP    TCPConfig
 	TLS    TLSConfig
 	Pool   PoolConfig
@@ -82,6 +83,15 @@ type UnixConfig struct {
 	ClientUIDs []int // further users that may connect to a server; its own always may
 	ClientGIDs []int // groups whose users may connect: the peer's effective group is one of them
 	ServerUIDs []int // further users as whom a server may run that is dialled (0 for a socket of systemd); this process's own always may
+}
+
+// NPipeConfig holds the settings of named pipes of Windows. Its SIDs are written
+// "S-1-5-...".
+type NPipeConfig struct {
+	BufferSize int // bytes of each direction's buffer; default 64 KiB
+
+	ClientSIDs []string // further users that may connect to a server; its own always may. With Authorize, which then decides, also groups
+	ServerSIDs []string // further users as whom a server may run that is dialled ("S-1-5-18" for a service of the system); this process's own always may
 }
 
 // TCPConfig holds the settings of TCP.
@@ -136,8 +146,8 @@ type LaunchConfig struct {
 	// After half of it it gets SIGTERM, after the whole it is killed; default 5 s.
 	ExitTimeout time.Duration
 
-	// AutoMTLS has a plugin's connection encrypted over Unix sockets too. By
-	// default it is over all other transports: host and plugin make a key each for
+	// AutoMTLS has a plugin's connection encrypted over Unix sockets and named
+	// pipes too. By default it is over all other transports: host and plugin make a key each for
 	// the launch, and accept no other than the other's. NoAutoMTLS has it in plain
 	// over those too; who is there is still proven with a one-time secret. Neither
 	// counts where TLS is set: then that is used.
@@ -220,6 +230,7 @@ const (
 	defaultMaxRestarts      = 10
 	defaultHealthThreshold  = 3
 	defaultMagicCookie      = "plugwire"
+	defaultPipeBuffer       = 64 << 10
 
 	defaultMaxConns      = 4096
 	defaultMaxHandshakes = 256
@@ -297,6 +308,7 @@ func (c *Config) withDefaults() *Config {
 		d.Unix.Mode = 0o600
 	}
 	d.Pool.setDefaults(duration)
+	size(&d.NPipe.BufferSize, defaultPipeBuffer, minFrame, maxWireLen)
 	if d.Launch.MagicCookie == "" {
 		d.Launch.MagicCookie = defaultMagicCookie
 	}

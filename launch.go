@@ -144,7 +144,7 @@ func (p *instance) start(ctx context.Context, cmd *exec.Cmd, cfg *Config) (phase
 func (p *instance) offerTLS(order *launchOrder) (auto TLSConfig, err error) {
 	l := &p.cfg.Launch
 	for _, scheme := range order.transports {
-		if !l.NoAutoMTLS && !p.cfg.hasTLS() && (l.AutoMTLS || scheme != "unix") {
+		if !l.NoAutoMTLS && !p.cfg.hasTLS() && (l.AutoMTLS || scheme != "unix" && scheme != "npipe") {
 			order.tls = append(order.tls, scheme)
 		}
 	}
@@ -156,14 +156,15 @@ func (p *instance) offerTLS(order *launchOrder) (auto TLSConfig, err error) {
 
 // vouch decides whether the peer can be the plugin: it is the process that was
 // started or, when it is going to prove that it knows the secret or has the
-// pinned key, one of that process's group, as behind a shell, "go run" or a debugger. Where nobody can
-// tell which process it is, the secret alone decides.
+// pinned key, one of that process's group, as behind a shell or "go run", or
+// (Linux) a descendant of it, as behind a debugger, which makes a group of its
+// own. Where nobody can tell which process it is, the secret alone decides.
 func (p *instance) vouch(peer *Peer, proves bool) error {
 	child := p.pid()
 	switch {
 	case peer.PID == child, proves && peer.PID <= 0:
 		return nil
-	case proves && inGroupOf(peer.PID, child) && (peer.process == nil || peer.Valid()): // and the group was not a successor's
+	case proves && (inGroupOf(peer.PID, child) || descendsFrom(peer.PID, child)) && (peer.process == nil || peer.Valid()): // and the group was not a successor's
 		return nil
 	case peer.PID <= 0:
 		return &Error{Code: PermissionDenied, Message: "the plugin did not get the one-time secret, and the system does not tell which process it is",
@@ -174,7 +175,7 @@ func (p *instance) vouch(peer *Peer, proves bool) error {
 			Hint: "what starts the plugin must pass on its stdin, or set Config.Launch.SecretInEnv"}
 	}
 	return &Error{Code: PermissionDenied, Message: fmt.Sprintf(
-		"process %d serves there, which is neither process %d that was started nor of its process group", peer.PID, child)}
+		"process %d serves there, which is neither process %d that was started nor of its process group or its descendants", peer.PID, child)}
 }
 
 // offer lists the transports that may be used, those that cannot with the

@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"regexp"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -60,7 +61,11 @@ func TestT07PluginsBehindAWrapper(t *testing.T) {
 			"that it replaces":                        {`exec "$0"`, false, ""},
 			"that it replaces, without stdin":         {`exec "$0" </dev/null`, false, ""},
 			"whose stdin is a pipe of something else": {`(echo; cat) | "$0"; exit $?`, false, without},
+			"that makes a session of its own":         {`command -v setsid >/dev/null || exec "$0"; setsid "$0"; exit $?`, false, ""},
 		} {
+			if strings.Contains(row.script, "setsid") && runtime.GOOS != "linux" {
+				continue // nobody tells who descends from whom
+			}
 			t.Run(scheme+"/"+strings.ReplaceAll(name, " ", "-"), func(t *testing.T) {
 				lt := newLaunchTest(t, "good")
 				lt.wrapped(row.script)

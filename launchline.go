@@ -69,7 +69,7 @@ func (l *launchLine) String() string {
 
 // uri returns the address to dial.
 func (l *launchLine) uri() string {
-	if l.network == "unix" || l.network == "tcp" {
+	if l.network == "unix" || l.network == "npipe" || l.network == "tcp" {
 		return l.network + "://" + l.address
 	}
 	return l.network + ":" + l.address

@@ -18,6 +18,7 @@ import (
 // have handed the connection on since (see Valid).
 type Peer struct {
 	UID, GID, PID int
+	SID           string // Windows, over named pipes: the user, as "S-1-5-..."; of a server, the owner of the pipe; else ""
 	Executable    string // Linux: path of the program that PID ran when the handshake began, as /proc names it; "" when not known
 	Transport     string // the scheme of the connection's address
 	Verified      bool   // the ids come from the kernel, or TLS has verified the certificate
@@ -41,6 +42,10 @@ func (p *Peer) String() string {
 	switch {
 	case !p.Verified:
 		return "unverified peer over " + p.Transport
+	case p.SID != "" && p.name != "":
+		return fmt.Sprintf("%s, sid %s pid %d over %s", p.name, p.SID, p.PID, p.Transport)
+	case p.SID != "":
+		return fmt.Sprintf("sid %s pid %d over %s", p.SID, p.PID, p.Transport)
 	case p.name != "" && p.UID < 0:
 		return p.name + " over " + p.Transport
 	case p.name != "":
@@ -50,10 +55,10 @@ func (p *Peer) String() string {
 }
 
 // identify asks the kernel who is on the other side of nc. The error says why it
-// could not be told of a Unix socket; of other connections nothing is asked.
+// could not be told of a Unix socket or named pipe; of other connections nothing is asked.
 func identify(nc net.Conn) (*Peer, error) {
 	p := &Peer{UID: -1, GID: -1, PID: -1, Transport: nc.RemoteAddr().Network()}
-	if p.Transport != "unix" {
+	if p.Transport != "unix" && p.Transport != "npipe" {
 		return p, nil
 	}
 	sc, ok := nc.(syscall.Conn)
@@ -68,7 +73,7 @@ func identify(nc net.Conn) (*Peer, error) {
 	if err != nil {
 		return p, err
 	}
-	p.UID, p.GID, p.PID, p.Verified = cred.UID, cred.GID, cred.PID, true
+	p.UID, p.GID, p.PID, p.SID, p.Verified = cred.UID, cred.GID, cred.PID, cred.SID, true
 	p.process = peercred.ProcessOf(raw, cred)
 	p.Executable = p.process.Executable()
 	return p, nil
@@ -104,10 +109,12 @@ func (c *Config) refusal(nc net.Conn, p *Peer, dialler bool, unknown error) erro
 	case c.Authorize != nil && !c.hasTLS(): // else when TLS has said its part too
 		return c.askAuthorize(p)
 	case c.Authorize != nil:
-	case p.Transport != "unix":
+	case p.Transport != "unix" && p.Transport != "npipe":
 	case unknown != nil:
 		return &Error{Code: PermissionDenied, Message: "the system does not tell who the peer is", Err: unknown,
 			Hint: "to allow it all the same, set Config.Authorize"}
+	case p.Transport == "npipe":
+		return c.refusalOfSID(p, dialler)
 	case p.UID == os.Geteuid():
 	case dialler && !contains(c.Unix.ServerUIDs, p.UID):
 		return &Error{Code: PermissionDenied,
@@ -123,6 +130,23 @@ func (c *Config) refusal(nc net.Conn, p *Peer, dialler bool, unknown error) erro
 			Hint:    fmt.Sprintf("to let it in, add %d to the server's Config.Unix.ClientUIDs, or %d to its ClientGIDs", p.UID, p.GID)}
 	}
 	return nil
+}
+
+// refusalOfSID says why p may not be at the other side of a named pipe, or nil.
+// That a client could open the pipe says that its server lets it; here it counts
+// who it is.
+func (c *Config) refusalOfSID(p *Peer, dialler bool) error {
+	own, err := peercred.OwnSID()
+	further, may, side, field := c.NPipe.ClientSIDs, "a client may run as", "server's", "ClientSIDs"
+	if dialler {
+		further, may, side, field = c.NPipe.ServerSIDs, "a pipe may belong to", "dialling side's", "ServerSIDs"
+	}
+	if p.SID != "" && (err == nil && p.SID == own || slices.Contains(further, p.SID)) {
+		return nil
+	}
+	return &Error{Code: PermissionDenied, Err: err,
+		Message: fmt.Sprintf("refused %v: %s %v", p, may, append([]string{own}, further...)),
+		Hint:    fmt.Sprintf("to allow it, add %q to the %s Config.NPipe.%s", p.SID, side, field)}
 }
 
 // contains reports whether an id is in a list, where no unknown one ever is.

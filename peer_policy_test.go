@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"strings"
 	"sync"
 	"testing"
 )
@@ -181,7 +182,7 @@ func TestThePeerIsInEveryHandlersContext(t *testing.T) {
 			if got.direct != p || got.info == nil || got.info.Peer != p {
 				t.Errorf("%s: %v, %+v; want %v", got.who, got.direct, got.info, p)
 			}
-			if p.Transport != transport || p.Verified != (transport == "unix") || p.Verified && (p.UID != os.Geteuid() || p.GID != os.Getegid()) ||
+			if p.Transport != transport || p.Verified != (transport == localTransport) || p.Verified && (p.UID != os.Geteuid() || p.GID != os.Getegid()) ||
 				!p.Verified && (p.UID != -1 || p.GID != -1 || p.PID != -1) {
 				t.Errorf("%s over %s: %+v", got.who, transport, p)
 			}
@@ -251,6 +252,31 @@ func TestWhatIsNotKnownIsInNoList(t *testing.T) {
 		}
 		if err := lists.refusal(nil, p, dialler, errors.ErrUnsupported); CodeOf(err) != PermissionDenied {
 			t.Errorf("dialler %v, user not known: %v", dialler, err)
+		}
+	}
+}
+
+// By SID, over named pipes: who is not named is refused, on every platform.
+func TestSIDsThatAreNotKnownOrNotListedAreRefused(t *testing.T) {
+	const listed, other = "S-1-5-21-1-2-3-1001", "S-1-5-21-1-2-3-1002"
+	for _, dialler := range []bool{true, false} {
+		cfg := &Config{NPipe: NPipeConfig{ClientSIDs: []string{listed, ""}}}
+		field := "server's Config.NPipe.ClientSIDs"
+		if dialler {
+			cfg, field = &Config{NPipe: NPipeConfig{ServerSIDs: []string{listed, ""}}}, "dialling side's Config.NPipe.ServerSIDs"
+		}
+		for sid, code := range map[string]Code{listed: OK, other: PermissionDenied, "": PermissionDenied} {
+			p := &Peer{UID: os.Geteuid(), GID: -1, PID: 7, SID: sid, Transport: "npipe", Verified: true}
+			err := cfg.refusal(nil, p, dialler, nil)
+			if CodeOf(err) != code || err != nil && !strings.Contains(err.Error(), field) {
+				t.Errorf("dialler %v, %q: %v", dialler, sid, err)
+			}
+			if err := cfg.refusal(nil, p, dialler, errors.ErrUnsupported); CodeOf(err) != PermissionDenied {
+				t.Errorf("dialler %v, %q, and the system does not tell: %v", dialler, sid, err)
+			}
+			if err := new(Config).refusal(nil, p, dialler, nil); CodeOf(err) != PermissionDenied {
+				t.Errorf("dialler %v, %q, nobody listed: %v", dialler, sid, err)
+			}
 		}
 	}
 }

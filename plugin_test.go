@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -160,12 +159,13 @@ func newLaunchTest(t *testing.T, behaviour string) *launchTest {
 	if err != nil {
 		t.Fatal(err)
 	}
-	lt := &launchTest{T: t, cmd: exec.Command(os.Args[0]), cfg: new(Config), pid: filepath.Join(t.TempDir(), "pid")}
+	lt := &launchTest{T: t, cmd: exec.Command(os.Args[0]), cfg: new(Config), pid: dir + ".pid"}
 	lt.cmd.Env = append(os.Environ(), childEnv+"=plugin", behaveEnv+"="+behaviour, pidEnv+"="+lt.pid,
 		"GORACE=atexit_sleep_ms=0") // the race detector's second at every exit is not for plugins
 	lt.cfg.Unix.Dir = dir
 	descriptors := openDescriptors()
 	t.Cleanup(func() {
+		defer os.Remove(lt.pid)
 		if err := os.Remove(dir); err != nil {
 			t.Errorf("left behind: %v", err)
 			os.RemoveAll(dir)

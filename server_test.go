@@ -17,7 +17,7 @@ import (
 func served(t *testing.T, transport string, m *Mux, cfg *Config) (s *Server, addr string, ended chan error) {
 	t.Helper()
 	s = &Server{Mux: m, Config: testConfig(cfg)}
-	l, err := s.Listen(map[string]string{"unix": "unix:", "tcp": "tcp:", "pipe": "pipe:" + t.Name()}[transport])
+	l, err := s.Listen(listenAddr(t, transport))
 	if err != nil {
 		t.Fatal(err)
 	}

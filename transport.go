@@ -12,7 +12,7 @@ import (
 )
 
 // A Transport turns addresses of one scheme into connections. The built-in ones
-// are "unix" and "tcp"; Config.Custom adds others. The connections may be of any
+// are "unix", "npipe" (named pipes of Windows) and "tcp"; Config.Custom adds others. The connections may be of any
 // kind that keeps the promises of net.Conn; those with a SyscallConn are faster.
 //
 // Listen returns a listener whose Addr, written as scheme + ":" or "://" +
@@ -25,8 +25,9 @@ type Transport interface {
 // builtinTransports are the transports of this package, by scheme. Those that
 // Transports does not list have to be asked for by address.
 var builtinTransports = map[string]Transport{
-	"unix": unixTransport{},
-	"tcp":  tcpTransport{},
+	"unix":  unixTransport{},
+	"npipe": npipeTransport{},
+	"tcp":   tcpTransport{},
 }
 
 // Transports returns the schemes of the built-in transports that this platform
@@ -34,7 +35,7 @@ var builtinTransports = map[string]Transport{
 func Transports() []string {
 	switch runtime.GOOS {
 	case "windows":
-		return []string{"tcp"}
+		return []string{"npipe", "tcp"}
 	case "js", "wasip1", "plan9":
 		return nil
 	}
@@ -46,7 +47,7 @@ func (c *Config) transportOf(op, addr string) (Transport, error) {
 	scheme, _, ok := strings.Cut(addr, ":")
 	if !ok || scheme == "" {
 		return nil, &Error{Code: InvalidArgument, Op: op, Addr: addr, Message: "the address has no scheme",
-			Hint: `write "unix:///path", "unix:" or "tcp://host:port"`}
+			Hint: `write "unix:///path", "unix:", "npipe:////./pipe/name" or "tcp://host:port"`}
 	}
 	if c.Transports != nil && !slices.Contains(c.Transports, scheme) {
 		return nil, &Error{Code: PermissionDenied, Op: op, Addr: addr,
@@ -67,8 +68,8 @@ func addrURI(a net.Addr) string {
 	switch a.Network() {
 	case "unix":
 		return "unix://" + a.String()
-	case "tcp":
-		return "tcp://" + a.String()
+	case "tcp", "npipe":
+		return a.Network() + "://" + a.String()
 	}
 	return a.Network() + ":" + a.String()
 }

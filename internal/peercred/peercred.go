@@ -1,4 +1,5 @@
-// Package peercred asks the kernel who is on the other side of a Unix socket.
+// Package peercred asks the kernel who is on the other side of a Unix socket or,
+// on Windows, of a named pipe.
 package peercred
 
 import (
@@ -10,9 +11,10 @@ import (
 // seen by the connecting side, when the other called listen (on a socketpair:
 // when the pair was made). What the kernel does not tell is -1.
 type Cred struct {
-	UID int // effective user
-	GID int // effective group
-	PID int // as this process's pid namespace numbers it
+	UID int    // effective user
+	GID int    // effective group
+	PID int    // as this process's pid namespace numbers it
+	SID string // Windows: the user; a pipe's server is who owns the pipe
 }
 
 // unknown is what comes with each error, so that a caller which forgets to look
@@ -20,7 +22,7 @@ type Cred struct {
 var unknown = Cred{UID: -1, GID: -1, PID: -1}
 
 // Of returns the credentials of the peer of a connected stream socket of the
-// Unix family. On any other socket, and where the platform cannot tell, it fails
+// Unix family, or of a named pipe. On any other socket, and where the platform cannot tell, it fails
 // with an error that matches errors.ErrUnsupported; whoever asked must then
 // treat the peer as a stranger.
 func Of(rc syscall.RawConn) (Cred, error) {
