@@ -170,7 +170,7 @@ func TestFloodOfLogs(t *testing.T) {
 				if err := p.Close(); err != nil {
 					t.Fatal(err)
 				}
-				if log := p.proc.stderr.log; log != nil {
+				if log := p.cur.Load().proc.stderr.log; log != nil {
 					<-log.done
 				}
 				t.Logf("%d MB, %d lines in %.2f s: %d records; heap at most +%.1f MiB; p50 of %d calls %v, p99 %v (before: %v, %v)",

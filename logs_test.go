@@ -263,7 +263,7 @@ func TestStuckLoggerDoesNotHoldUpThePlugin(t *testing.T) {
 		t.Error(err)
 	}
 	lt.greets(p)
-	log := p.proc.stderr.log
+	log := p.cur.Load().proc.stderr.log
 	log.mu.Lock()
 	if n := cap(log.pending); n > 2*logBuffer {
 		t.Errorf("%d bytes wait", n)
@@ -316,7 +316,7 @@ func TestStuckLoggerDoesNotHoldUpClose(t *testing.T) {
 		t.Errorf("Close took %v", took)
 	}
 	close(release)
-	<-p.proc.stderr.log.done
+	<-p.cur.Load().proc.stderr.log.done
 }
 
 func FuzzLogLine(f *testing.F) {
