@@ -199,7 +199,9 @@ func (h *countingHandler) WithAttrs(a []slog.Attr) slog.Handler {
 
 func (h *countingHandler) Handle(ctx context.Context, r slog.Record) error {
 	n := int64(1)
-	if strings.HasPrefix(r.Message, "plugwire: ") {
+	if strings.HasPrefix(r.Message, "plugwire: plugin ") { // an event
+		n = 0
+	} else if strings.HasPrefix(r.Message, "plugwire: ") {
 		r.Attrs(func(a slog.Attr) bool { n = a.Value.Int64(); return a.Key != "lines" })
 	}
 	h.n.Add(n)

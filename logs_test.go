@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -43,10 +44,13 @@ func (b *logBook) Write(p []byte) (int, error) {
 	return b.text.Write(p)
 }
 
+// lines returns the records but for those of events, which have tests of their own.
 func (b *logBook) lines() []string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return strings.Split(strings.TrimSuffix(b.text.String(), "\n"), "\n")
+	return slices.DeleteFunc(strings.Split(strings.TrimSuffix(b.text.String(), "\n"), "\n"), func(line string) bool {
+		return strings.Contains(line, `"msg":"plugwire: plugin `)
+	})
 }
 
 func (b *logBook) logger(without ...string) *slog.Logger {

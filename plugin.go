@@ -31,6 +31,10 @@ type Plugin struct {
 	swapping sync.Mutex // held while Swap starts an instance
 	telling  sync.Mutex // held while an event is reported
 
+	logMu    sync.Mutex
+	unlogged []Event       // that the Logger is still to get
+	logged   chan struct{} // closed when it has; nil: there are none
+
 	closing context.Context // of starts, and of waits for them; ends with the first Close
 	stop    context.CancelFunc
 
