@@ -539,7 +539,7 @@ func TestPoolRunsTwiceOnlyWhatIsIdempotent(t *testing.T) {
 		return append(reply, "done"...), nil
 	}))
 	server := startPoolServer(t, poolAddr(t, "s"), m)
-	p := newTestPool(t, poolConfig(PoolConfig{Size: 1, MaxBackOff: time.Millisecond}), server.addr)
+	p := newTestPool(t, poolConfig(PoolConfig{Size: 2, MaxBackOff: time.Millisecond}), server.addr)
 	for _, c := range []struct {
 		idempotent     bool
 		breaks, ran    int32
@@ -555,6 +555,7 @@ func TestPoolRunsTwiceOnlyWhatIsIdempotent(t *testing.T) {
 		{true, 1, 2, "refuse", "", InvalidArgument},
 	} {
 		for _, all := range []bool{false, true} {
+			opens(t, p, 2) // so that there is another one
 			ran.Store(0)
 			breaks.Store(c.breaks)
 			call := &Call{Method: "work", Idempotent: c.idempotent, Request: []byte(c.request)}
