@@ -122,7 +122,7 @@ func (p *Plugin) start(ctx context.Context, cmd *exec.Cmd, cfg *Config) (phase s
 	if err != nil {
 		return phasePrepare, err
 	}
-	if p.proc, err = startProcess(cmd, order); err != nil {
+	if p.proc, err = startProcess(cmd, order, &p.cfg.Launch); err != nil {
 		return phaseStart, err
 	}
 	line, err := p.awaitLine(ctx)
@@ -393,7 +393,7 @@ func (p *Plugin) watch() {
 	}
 	killed := false
 	if !p.proc.ended(0) {
-		killed = p.proc.stop(p.cfg.Launch.ExitTimeout)
+		killed = p.proc.stop()
 	}
 	// The connection of a process that ended ends by itself, when all that it
 	// sent was read.
@@ -489,8 +489,9 @@ func (p *Plugin) Shutdown(ctx context.Context) error {
 
 // Close ends the plugin. It closes the connection as Conn.Close does: what was
 // accepted is sent, pending calls end with an error. That asks the plugin to
-// exit; one that has not after half of Config.Launch.ExitTimeout gets SIGTERM,
-// after the whole it is killed. Close returns, as Wait does, how the plugin
+// exit; one that has not after Config.Launch.TermTimeout gets SIGTERM, after
+// ExitTimeout it is killed, and in either case what is left of its process group
+// with it. Close returns, as Wait does, how the plugin
 // ended: also when that was before. It may be called again.
 func (p *Plugin) Close() error {
 	err := p.conn.Close()
