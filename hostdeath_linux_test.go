@@ -174,14 +174,6 @@ func hostTempDir(t *testing.T) string {
 	return dir
 }
 
-// longRun chooses how often something is repeated.
-func longRun(short, long int) int {
-	if os.Getenv("PLUGWIRE_LONG") != "" {
-		return long
-	}
-	return short
-}
-
 func TestT22PluginAndGrandchildrenEndWithAKilledHost(t *testing.T) {
 	if _, err := os.Stat("/bin/sh"); err != nil {
 		t.Skip("no shell here:", err)
@@ -222,6 +214,9 @@ func TestT22PluginAndGrandchildrenEndWithAKilledHost(t *testing.T) {
 				if took > time.Second {
 					t.Errorf("gone after %v", took)
 				}
+			}
+			if left := sweepAgain(t, dir); len(left) > 0 {
+				t.Errorf("the next host does not remove %q", left)
 			}
 			t.Logf("gone after at most %v", worst)
 		})

@@ -7,9 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -22,9 +20,9 @@ import (
 // pending calls, and one whose connection ends, for whatever reason, has
 // ExitTimeout to exit before it is killed.
 type Plugin struct {
-	cfg       *Config // with defaults
-	name      string  // the command, for errors
-	dir       string  // the socket's private directory, or ""
+	cfg       *Config     // with defaults
+	name      string      // the command, for errors
+	dir       *privateDir // the socket's, or nil
 	proc      *process
 	conn      *Conn
 	selection *Selection
@@ -58,6 +56,7 @@ func Launch(ctx context.Context, cmd *exec.Cmd, cfg *Config) (*Plugin, error) {
 	if phase, err := p.start(ctx, cmd, cfg); err != nil {
 		return nil, p.failed(ctx, phase, err)
 	}
+	p.register()
 	go p.watch()
 	return p, nil
 }
@@ -110,7 +109,7 @@ func (p *Plugin) start(ctx context.Context, cmd *exec.Cmd, cfg *Config) (phase s
 	if err != nil {
 		return phasePrepare, err
 	}
-	order := &launchOrder{cookie: p.cfg.Launch.MagicCookie, dir: p.dir, versions: p.cfg.Versions, stdin: true,
+	order := &launchOrder{cookie: p.cfg.Launch.MagicCookie, dir: p.dir.name(), versions: p.cfg.Versions, stdin: true,
 		secret: newSecret(), secretStdin: !p.cfg.Launch.SecretInEnv}
 	for _, c := range offer {
 		if c.Reason == "" {
@@ -212,9 +211,9 @@ func (p *Plugin) offer() ([]Candidate, error) {
 		switch {
 		case scheme == "" || !isScheme(scheme) || !known && !builtin:
 			c.Reason = "this host has no such transport"
-		case scheme == "unix" && p.dir == "":
+		case scheme == "unix" && p.dir == nil:
 			var err error
-			if p.dir, err = privateDir(p.cfg.Unix.Dir); err != nil {
+			if p.dir, err = newPrivateDir(p.cfg.Unix.Dir); err != nil {
 				c.Reason = "no directory for the socket: " + err.Error()
 			}
 		}
@@ -227,18 +226,6 @@ func (p *Plugin) offer() ([]Candidate, error) {
 		return nil, &Error{Code: Unavailable, Message: "no transport can be used:\n" + (&Selection{Candidates: offer}).String()}
 	}
 	return offer, nil
-}
-
-// privateDir makes a directory in parent, or the system's temporary one, that
-// only this user can enter. Its path is absolute: the plugin may run elsewhere.
-func privateDir(parent string) (string, error) {
-	if parent != "" {
-		var err error
-		if parent, err = filepath.Abs(parent); err != nil {
-			return "", err
-		}
-	}
-	return os.MkdirTemp(parent, "plugwire-")
 }
 
 // awaitLine waits for the launch line.
@@ -297,7 +284,7 @@ func (p *Plugin) failed(ctx context.Context, phase string, err error) error {
 			}
 		}
 	}
-	os.RemoveAll(p.dir)
+	p.dir.remove()
 	p.explain(e, err, saw)
 	if status != "" && (e.Err == nil || e.Err != p.proc.err) {
 		e.Message += "; " + status
@@ -400,8 +387,9 @@ func (p *Plugin) watch() {
 	if !closedWithin(p.conn.Done(), p.cfg.CloseTimeout) {
 		p.conn.Close()
 	}
-	os.RemoveAll(p.dir)
+	p.dir.remove()
 	p.err = p.ending(killed)
+	p.unregister()
 }
 
 // ending is the error of Wait.
