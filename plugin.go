@@ -72,6 +72,7 @@ func Launch(ctx context.Context, cmd *exec.Cmd, cfg *Config) (*Plugin, error) {
 		return nil, err
 	}
 	p.become(nil, inst)
+	p.register()
 	go p.supervise(inst)
 	return p, nil
 }
@@ -141,9 +142,10 @@ func (p *Plugin) Shutdown(ctx context.Context) error {
 
 // Close ends the plugin. It closes the connection as Conn.Close does: what was
 // accepted is sent, pending calls end with an error. That asks the plugin to
-// exit; one that has not after half of Config.Launch.ExitTimeout gets SIGTERM,
-// after the whole it is killed. Close returns, as Wait does, how the plugin
-// ended: also when that was before. It may be called again.
+// exit; one that has not after Config.Launch.TermTimeout gets SIGTERM, after
+// ExitTimeout it is killed, and in either case what is left of its process group
+// with it. Close returns, as Wait does, how the plugin ended: also when that was
+// before. It may be called again.
 func (p *Plugin) Close() error {
 	p.stop()
 	err := p.settled().conn.Close()

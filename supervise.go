@@ -339,6 +339,7 @@ func (p *Plugin) end(last *instance, err error) bool {
 	p.lastErr = err
 	p.stop()
 	p.awaitLog()
+	p.unregister()
 	close(p.done)
 	return true
 }
