@@ -73,7 +73,7 @@ func Launch(ctx context.Context, cmd *exec.Cmd, cfg *Config) (*Plugin, error) {
 	}
 	p.become(nil, inst)
 	p.register()
-	go p.supervise(inst)
+	go p.supervise()
 	return p, nil
 }
 

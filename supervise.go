@@ -209,11 +209,10 @@ func (p *Plugin) checkHealth(inst *instance) {
 
 // supervise waits for the instance that calls go to, starts another in its place
 // as long as that is wanted, and ends the Plugin otherwise.
-func (p *Plugin) supervise(inst *instance) {
+func (p *Plugin) supervise() {
 	var starts []time.Time // restarts within the window
 	for {
-		now, changed := p.now()
-		inst = now // another one after a Swap
+		inst, changed := p.now()
 		select {
 		case <-changed:
 			continue
