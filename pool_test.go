@@ -811,7 +811,7 @@ func TestPoolEnds(t *testing.T) {
 		t.Error(err)
 	}
 
-	dialling := NewPool(withPipes(nil, &gateTransport{Transport: testPipes, gate: make(chan error)}), "pipe:"+t.Name())
+	dialling := NewPool(withPipes(&Config{DialTimeout: -1}, &gateTransport{Transport: testPipes, gate: make(chan error)}), "pipe:"+t.Name())
 	go func() { _, err := dialling.Call(background, "echo", nil); ended <- err }()
 	until(t, "the dial", func() bool { s := dialling.Stats(); return s.Dialing == 1 && s.Waiting == 1 })
 	dialling.Close()
