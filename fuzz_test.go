@@ -1,11 +1,14 @@
 package plugwire
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"io"
 	"net"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 )
@@ -251,6 +254,103 @@ func FuzzConnScript(f *testing.F) {
 			case <-ctx.Done():
 				t.Fatal("a connection does not end")
 			}
+		}
+	})
+}
+
+// An openingPeer is the other side of a handshake, within one goroutine: it says
+// its opening, hears ours, and says what proof makes of that. Each read gives at
+// most chunk bytes. After its last byte comes the end.
+type openingPeer struct {
+	net.Conn
+	opening []byte
+	proof   func(heard []byte) []byte // nil once asked
+	chunk   int
+	say     []byte
+	heard   []byte
+	ends    int // reads of the end
+}
+
+func (p *openingPeer) Write(b []byte) (int, error) {
+	p.heard = append(p.heard, b...)
+	return len(b), nil
+}
+
+func (p *openingPeer) Read(b []byte) (int, error) {
+	if len(p.say) == 0 && p.opening != nil {
+		p.say, p.opening = p.opening, nil
+	}
+	if len(p.say) == 0 && p.proof != nil {
+		p.say, p.proof = p.proof(p.heard), nil
+	}
+	if len(p.say) == 0 {
+		if p.ends++; p.ends > 10 {
+			panic("reads on after the end")
+		}
+		return 0, io.EOF
+	}
+	n := copy(b, p.say[:min(p.chunk, len(p.say))])
+	p.say = p.say[n:]
+	return n, nil
+}
+
+func (p *openingPeer) SetDeadline(time.Time) error     { return nil }
+func (p *openingPeer) SetReadDeadline(time.Time) error { return nil }
+
+// altered returns right, changed where mask has bits, and the rest of mask.
+func altered(right, mask []byte) (changed, rest []byte) {
+	changed = bytes.Clone(right)
+	n := min(len(right), len(mask))
+	for i, c := range mask[:n] {
+		changed[i] ^= c
+	}
+	return changed, mask[n:]
+}
+
+// FuzzProof is the other side of a handshake with a secret, in both roles. Either
+// it says b behind its HELLO. Or, with alter, b says what is changed in the right
+// PROOF, then in the HELLO before it, and then what follows. Nobody is accepted
+// but by the right PROOF to what was said, and then nothing behind it was read.
+func FuzzProof(f *testing.F) {
+	key := newSecret()
+	cfg := withSecret(key).withDefaults()
+	f.Fuzz(func(t *testing.T, dials, alter bool, chunk byte, b []byte) {
+		if len(b) > 2*maxHello {
+			return
+		}
+		theirs := cfg.hello()
+		theirs.sent = helloBytes(theirs)
+		said := theirs.sent
+		if alter {
+			said, _ = altered(said, b[min(len(b), frameHeaderLen+proofLen):])
+		}
+		var right, proof []byte
+		peer := &openingPeer{opening: said, chunk: 1 + int(chunk)}
+		peer.proof = func(heard []byte) []byte {
+			if !alter || len(heard) < len(wireMagic)+frameHeaderLen { // which nobody can answer to
+				return b
+			}
+			ours := heard[:len(wireMagic)+frameHeaderLen+int(binary.LittleEndian.Uint32(heard[len(wireMagic):]))]
+			role, hellos := roleListener, hashHellos(ours, theirs.sent)
+			if !dials {
+				role, hellos = roleDialler, hashHellos(theirs.sent, ours)
+			}
+			right = appendProof(nil, key.proof(role, hellos, nil))
+			proof, b = altered(right, b)
+			return append(proof[:len(proof):len(proof)], b[min(len(b), len(said)):]...)
+		}
+		_, _, _, err := handshake(peer, dials, cfg)
+		// What a PROOF's header says beside length, type and flags means nothing.
+		same := right != nil && bytes.Equal(said, theirs.sent) &&
+			bytes.Equal(proof[:6], right[:6]) && bytes.Equal(proof[frameHeaderLen:], right[frameHeaderLen:])
+		if (err == nil) != same {
+			t.Fatalf("dials %v, the right PROOF %v: %v\nHELLO %x\nPROOF %x", dials, same, err, said, proof)
+		}
+		if behind := max(0, len(b)-len(said)); err == nil && len(peer.say) != behind {
+			t.Fatalf("%d bytes are left of %d behind the PROOF", len(peer.say), behind)
+		}
+		if err != nil && strings.Contains(err.Error(), strings.TrimSpace(key.text())) {
+			t.Fatal("the secret is told")
 		}
 	})
 }

@@ -239,7 +239,7 @@ func TestThePeerIsNotValidAfterTheConnection(t *testing.T) {
 }
 
 // Where the kernel names a user and no group, no list has that group.
-func TestWhatIsNotKnownIsInNoList(t *testing.T) {
+func TestT01WhatIsNotKnownIsInNoList(t *testing.T) {
 	p := &Peer{UID: os.Geteuid() + 1, GID: -1, PID: -1, Transport: "unix", Verified: true}
 	lists := &Config{Unix: UnixConfig{ClientUIDs: []int{-1}, ClientGIDs: []int{-1}, ServerUIDs: []int{-1}}}
 	for _, dialler := range []bool{true, false} {

@@ -183,7 +183,7 @@ func TestUsersAndGroupsThatAreListedGetIn(t *testing.T) {
 }
 
 // An application and its sidecar run as two users.
-func TestAServerOfAnotherUserIsRefusedUnlessItIsListed(t *testing.T) {
+func TestT03ServerOfAnotherUserIsRefusedUnlessItIsListed(t *testing.T) {
 	needRoot(t)
 	dir := socketDir(t)
 	if err := os.Chown(dir, otherUID, otherGID); err != nil {

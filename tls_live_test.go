@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"net"
 	"strings"
 	"sync"
 	"testing"
@@ -174,4 +175,35 @@ func TestT25FlippedBitsOfAHandshakeOverTLS(t *testing.T) {
 	if len(accepted) > 40/every+4 {
 		t.Errorf("neither side minds %d changes", len(accepted))
 	}
+}
+
+// A proof that somebody passes on who sits between two TLS connections, and whom
+// both sides' certificates let in, is good on neither.
+func TestT25ProofBelongsToItsTLSConnection(t *testing.T) {
+	cfg := withSecret(newSecret())
+	cfg.Authorize, cfg.TLS = anyone, testTLS()
+	cfg = cfg.withDefaults()
+	dialled, a := socketPair(t, "unix")
+	b, accepted := socketPair(t, "unix")
+	var between sync.WaitGroup
+	between.Go(func() {
+		x, err1 := cfg.secure(a, false, "", new(Peer))
+		y, err2 := cfg.secure(b, true, "", new(Peer))
+		if err1 != nil || err2 != nil {
+			t.Errorf("who sits between is not let in: %v, %v", err1, err2)
+			return
+		}
+		forward := func(dst, src net.Conn) {
+			io.Copy(dst, src)
+			closeWrite(dst)
+		}
+		between.Go(func() { forward(x, y) })
+		between.Go(func() { forward(y, x) })
+	})
+	served := make(chan error, 1)
+	go func() { _, err := opened(open(background, accepted, false, "", cfg)); served <- err }()
+	_, err := opened(open(background, dialled, true, "", cfg))
+	names(t, "dialler", err, Unauthenticated, "does not know the one-time secret")
+	names(t, "listener", receive(t, "the listener", served), Unauthenticated, "does not know the one-time secret")
+	between.Wait()
 }

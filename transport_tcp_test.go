@@ -105,7 +105,7 @@ func TestIPv6Loopback(t *testing.T) {
 	dialTCP(t, ln, nil)
 }
 
-func TestListeningBeyondLoopbackIsRefused(t *testing.T) {
+func TestT11ListeningBeyondLoopbackIsRefused(t *testing.T) {
 	cfg := new(Config).withDefaults()
 	for _, addr := range []string{"tcp://0.0.0.0:0", "tcp://[::ffff:0.0.0.0]:0", "tcp://[::]:0"} {
 		if strings.Contains(addr, "[::]") && !hasIPv6(t) {
@@ -122,7 +122,7 @@ func TestListeningBeyondLoopbackIsRefused(t *testing.T) {
 
 // A refused dial must not even connect: the first connection that the listener
 // sees is that of the dial which is allowed.
-func TestDiallingBeyondLoopbackIsRefusedBeforeItConnects(t *testing.T) {
+func TestT11DiallingBeyondLoopbackIsRefusedBeforeItConnects(t *testing.T) {
 	insecure := &Config{TCP: TCPConfig{Insecure: true}}
 	_, err := tcpTransport{}.Dial(t.Context(), "tcp://192.0.2.1:9", new(Config).withDefaults())
 	wantError(t, err, PermissionDenied, "dial", "tcp://192.0.2.1:9", "192.0.2.1:9 is not a loopback address", "Config.TCP.Insecure")

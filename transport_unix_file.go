@@ -29,7 +29,7 @@ func (f *socketFile) checkOwners(addr, path string, cfg *Config) error {
 	servers := append([]int{os.Geteuid()}, cfg.Unix.ServerUIDs...)
 	check := func(what, path string, fi fs.FileInfo, allowed []int) error {
 		owner := ownerOf(fi)
-		if slices.Contains(allowed, owner) {
+		if contains(allowed, owner) {
 			return nil
 		}
 		return &Error{Code: PermissionDenied, Op: "dial", Addr: addr,
