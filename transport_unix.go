@@ -137,7 +137,7 @@ func dialUnix(ctx context.Context, path string) (*net.UnixConn, error) {
 		switch {
 		case err == nil:
 			return c.(*net.UnixConn), nil
-		case errors.Is(err, os.ErrDeadlineExceeded): // net saw the context's deadline before the context did
+		case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded): // perhaps net saw the context's deadline before the context did
 			<-ctx.Done()
 			if full {
 				err = errBacklogFull
