@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // These tests kill hosts. Everybody in a test's family has familyEnv in the
@@ -64,12 +66,15 @@ func startFamily() {
 // hostToKill launches a plugin, and does not end.
 func hostToKill() {
 	cmd := exec.Command(os.Args[0])
-	if os.Getenv(hostDoes) == "wrap" {
+	switch os.Getenv(hostDoes) {
+	case "wrap":
 		cmd = exec.Command("/bin/sh", "-c", `"$0"; exit $?`, os.Args[0])
+	case "stranger": // which knows nothing of hosts
+		cmd = exec.Command("sleep", "1000")
 	}
 	cmd.Env = append(os.Environ(), childEnv+"=plugin", "GORACE=atexit_sleep_ms=0")
 	cfg := &Config{Unix: UnixConfig{Dir: os.Getenv(hostDir)}}
-	if os.Getenv(hostDoes) == "start" {
+	if does := os.Getenv(hostDoes); does == "start" || does == "stranger" {
 		fmt.Println("0")
 	}
 	p, err := Launch(context.Background(), cmd, cfg)
@@ -188,6 +193,7 @@ func TestT22PluginAndGrandchildrenEndWithAKilledHost(t *testing.T) {
 		{"behind a wrapper", "wrap", "family"},
 		{"behind a wrapper and busy", "wrap", "busy family"},
 		{"while it is being closed", "close", "busy family"},
+		{"that is no plugin", "stranger", ""},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			dir := hostTempDir(t)
@@ -198,6 +204,9 @@ func TestT22PluginAndGrandchildrenEndWithAKilledHost(t *testing.T) {
 			}
 			for range runs {
 				host, mark, plugin := startHost(t, dir, row.does, row.behaviour)
+				if row.does == "stranger" {
+					eventually(t, func() bool { return strings.Contains(fmt.Sprint(family(mark)), "sleep") })
+				}
 				if row.does == "start" {
 					time.Sleep(time.Duration(mathrand.IntN(30_000)) * time.Microsecond) // any moment will do
 				}
@@ -221,4 +230,49 @@ func TestT22PluginAndGrandchildrenEndWithAKilledHost(t *testing.T) {
 			t.Logf("gone after at most %v", worst)
 		})
 	}
+}
+
+// The kernel takes the thread that started a process for its parent. A wrapper
+// alone is still subject to that when it runs.
+func TestT22PluginOutlivesTheThreadThatLaunchedIt(t *testing.T) {
+	lt := newLaunchTest(t, "good")
+	lt.cmd.Path, lt.cmd.Args = "/bin/sh", []string{"/bin/sh", "-c", `"$0"; exit $?`, lt.cmd.Path}
+	lt.grandchild = true
+	if _, err := os.Stat(lt.cmd.Path); err != nil {
+		t.Skip("no shell here:", err)
+	}
+	type launched struct {
+		p   *Plugin
+		err error
+		tid int
+	}
+	c := make(chan launched)
+	launchedOne := make(chan struct{})
+	defer close(launchedOne)
+	var launch func()
+	launch = func() {
+		runtime.LockOSThread()
+		if unix.Gettid() == os.Getpid() { // the main thread never ends: it is kept from the next goroutine
+			go launch()
+			<-launchedOne
+			runtime.UnlockOSThread()
+			return
+		}
+		p, err := Launch(t.Context(), lt.cmd, lt.cfg)
+		c <- launched{p, err, unix.Gettid()} // the thread, which is not unlocked, ends with the goroutine
+	}
+	go launch()
+	l := <-c
+	if l.err != nil {
+		t.Fatal(l.err)
+	}
+	defer l.p.Close()
+	eventually(t, func() bool {
+		_, err := os.Stat(fmt.Sprintf("/proc/self/task/%d", l.tid))
+		return err != nil
+	})
+	if closedWithin(l.p.done, 100*time.Millisecond) {
+		t.Fatal("the plugin has ended: ", l.p.Wait())
+	}
+	lt.greets(l.p)
 }

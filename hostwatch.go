@@ -31,7 +31,7 @@ import (
 // alone. Elsewhere ServePlugin ends by the connection or by stdin, and that is all.
 
 // hostGrace is how long a plugin may go on when its host is gone.
-const hostGrace = 400 * time.Millisecond
+const hostGrace = 300 * time.Millisecond
 
 // hostGone is closed when the host is gone, and with it the others of this
 // process's group. It is nil in a process that was not launched, or cannot tell.

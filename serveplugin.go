@@ -31,7 +31,7 @@ import (
 // Config.Launch.StartTimeout. The host gets the same text.
 //
 // It never ends the process. But a process whose host is gone, which is seen by
-// its stdin from before main begins, has 400 ms: what it has started and
+// its stdin from before main begins, has 300 ms: what it has started and
 // left in its process group is killed at once (where the system cannot list a
 // group it gets SIGTERM, and on Windows it stays), and the process itself, if it
 // is still there, after that time. Requests are then finished for at most half of it.
