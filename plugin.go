@@ -69,6 +69,7 @@ func Launch(ctx context.Context, cmd *exec.Cmd, cfg *Config) (*Plugin, error) {
 	inst, err := p.first(ctx)
 	if err != nil {
 		p.stop()
+		p.awaitLog()
 		return nil, err
 	}
 	p.become(nil, inst)

@@ -18,8 +18,11 @@ func TestMain(m *testing.M) {
 
 func Example() {
 	main()
-	// Output:
+	// Unordered output:
+	// level=INFO msg="plugwire: plugin starting"
+	// level=INFO msg="plugwire: plugin ready"
 	// level=DEBUG msg=fetching url=http://localhost/
 	// level=WARN msg=slow took.dns=1.2s took.all=3.4s
 	// level=INFO msg="left from debugging: \\x1b[31mhere\\x1b[0m"
+	// level=INFO msg="plugwire: plugin exited"
 }
