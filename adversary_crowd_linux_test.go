@@ -140,6 +140,9 @@ func newCgroup(t *testing.T) (add func(pid int), peak func() string) {
 // T16: a server in a cgroup of 64 MiB survives a thousand hostile connections of
 // every kind, and serves others meanwhile.
 func TestT16ACrowdInACgroup(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector takes more memory than the group has")
+	}
 	watchdog(t)
 	add, peak := newCgroup(t)
 	addr := startCrowdChild(t, "crowd-memory", add)
