@@ -4,6 +4,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"math"
+	"os"
 	"time"
 )
 
@@ -142,9 +143,17 @@ type LaunchConfig struct {
 	// StartTimeout is how long the host waits for the launch line, and then the
 	// plugin for the host to connect; default 10 s.
 	StartTimeout time.Duration
-	// ExitTimeout is how long a process has to exit when its connection has ended.
-	// After half of it it gets SIGTERM, after the whole it is killed; default 5 s.
+	// ExitTimeout is how long a process has to exit when its connection has ended;
+	// then it is killed, with its process group; default 5 s.
 	ExitTimeout time.Duration
+	// TermTimeout is how much of that passes before it gets SIGTERM; default half,
+	// negative: none, and it gets SIGTERM at once.
+	TermTimeout time.Duration
+	// ForwardSignals are signals that this process passes on to the plugin and its
+	// process group, such as os.Interrupt, which a terminal otherwise sends to the
+	// host alone: the plugin runs in a group of its own. As with signal.Notify, they
+	// then no longer end this process by themselves.
+	ForwardSignals []os.Signal
 
 	// AutoMTLS has a plugin's connection encrypted over Unix sockets and named
 	// pipes too. By default it is over all other transports: host and plugin make a key each for
@@ -275,6 +284,10 @@ func (c *Config) withDefaults() *Config {
 	duration(&d.Launch.RestartWindow, defaultRestartWindow)
 	duration(&d.Launch.RestartWait, defaultRestartWait)
 	duration(&d.Launch.HealthInterval, defaultHealthInterval)
+	if d.Launch.TermTimeout == 0 {
+		d.Launch.TermTimeout = d.Launch.ExitTimeout / 2
+	}
+	d.Launch.TermTimeout = min(max(d.Launch.TermTimeout, 1), d.Launch.ExitTimeout)
 	if d.TCP.KeepAlive == 0 {
 		d.TCP.KeepAlive = defaultTCPKeepAlive
 	}

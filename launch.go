@@ -6,9 +6,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -19,9 +17,9 @@ import (
 // one whose connection ends, for whatever reason, has ExitTimeout to exit before
 // it is killed.
 type instance struct {
-	cfg       *Config // with defaults
-	name      string  // the command, for errors
-	dir       string  // the socket's private directory, or ""
+	cfg       *Config     // with defaults
+	name      string      // the command, for errors
+	dir       *privateDir // the socket's, or nil
 	proc      *process
 	conn      *Conn
 	selection *Selection
@@ -91,7 +89,7 @@ func (p *instance) start(ctx context.Context, cmd *exec.Cmd, cfg *Config) (phase
 	if err != nil {
 		return phasePrepare, err
 	}
-	order := &launchOrder{cookie: p.cfg.Launch.MagicCookie, dir: p.dir, versions: p.cfg.Versions, stdin: true,
+	order := &launchOrder{cookie: p.cfg.Launch.MagicCookie, dir: p.dir.name(), versions: p.cfg.Versions, stdin: true,
 		secret: newSecret(), secretStdin: !p.cfg.Launch.SecretInEnv}
 	for _, c := range offer {
 		if c.Reason == "" {
@@ -194,9 +192,9 @@ func (p *instance) offer() ([]Candidate, error) {
 		switch {
 		case scheme == "" || !isScheme(scheme) || !known && !builtin:
 			c.Reason = "this host has no such transport"
-		case scheme == "unix" && p.dir == "":
+		case scheme == "unix" && p.dir == nil:
 			var err error
-			if p.dir, err = privateDir(p.cfg.Unix.Dir); err != nil {
+			if p.dir, err = newPrivateDir(p.cfg.Unix.Dir); err != nil {
 				c.Reason = "no directory for the socket: " + err.Error()
 			}
 		}
@@ -209,18 +207,6 @@ func (p *instance) offer() ([]Candidate, error) {
 		return nil, &Error{Code: Unavailable, Message: "no transport can be used:\n" + (&Selection{Candidates: offer}).String()}
 	}
 	return offer, nil
-}
-
-// privateDir makes a directory in parent, or the system's temporary one, that
-// only this user can enter. Its path is absolute: the plugin may run elsewhere.
-func privateDir(parent string) (string, error) {
-	if parent != "" {
-		var err error
-		if parent, err = filepath.Abs(parent); err != nil {
-			return "", err
-		}
-	}
-	return os.MkdirTemp(parent, "plugwire-")
 }
 
 // awaitLine waits for the launch line.
@@ -279,7 +265,7 @@ func (p *instance) failed(ctx context.Context, phase string, err error) error {
 			}
 		}
 	}
-	os.RemoveAll(p.dir)
+	p.dir.remove()
 	p.explain(e, err, saw)
 	if status != "" && (e.Err == nil || e.Err != p.proc.err) {
 		e.Message += "; " + status
@@ -373,14 +359,14 @@ func (p *instance) watch() {
 	}
 	killed := false
 	if !p.proc.ended(0) {
-		killed = p.proc.stop(p.cfg.Launch.ExitTimeout)
+		killed = p.proc.stop()
 	}
 	// The connection of a process that ended ends by itself, when all that it
 	// sent was read.
 	if !closedWithin(p.conn.Done(), p.cfg.CloseTimeout) {
 		p.conn.Close()
 	}
-	os.RemoveAll(p.dir)
+	p.dir.remove()
 	p.err = p.ending(killed)
 }
 

@@ -11,7 +11,7 @@ import (
 // everything. Its value is a version and key=value fields, escaped as in the
 // launch line; keys that the plugin does not know are ignored:
 //
-//	1|cookie=plugwire|transports=unix,tcp|dir=/tmp/plugwire-123|versions=1,2|stdin=host
+//	1|cookie=plugwire|transports=unix,tcp|dir=/tmp/plugwire-123|versions=1,2|stdin=host|group=own|host=1234|deathsig=own
 //
 // The plugin removes it from its environment once read, so that processes which
 // it starts do not take themselves for plugins.
@@ -26,6 +26,12 @@ type launchOrder struct {
 	dir        string   // dir: a private directory for the socket, removed by the host, or ""
 	versions   []int    // versions: of the application's protocol; empty: not negotiated
 	stdin      bool     // stdin=host: stdin is a pipe that ends with the host
+	ownGroup   bool     // group=own: the process group was made for the plugin, which ends it when the host is gone
+	host       int      // host: the number of the host's process, or 0
+
+	// deathSignal: deathsig=own, the process that the host starts gets SIGKILL
+	// when the host dies; it may undo that once it sees to its end itself.
+	deathSignal bool
 
 	// secret: the one-time secret, or "stdin" when it is the first line of stdin.
 	secret      *secret
@@ -52,6 +58,15 @@ func (o *launchOrder) String() string {
 	}
 	if o.stdin {
 		fields = append(fields, launchField{"stdin", "host"})
+	}
+	if o.ownGroup {
+		fields = append(fields, launchField{"group", "own"})
+	}
+	if o.host != 0 {
+		fields = append(fields, launchField{"host", strconv.Itoa(o.host)})
+	}
+	if o.deathSignal {
+		fields = append(fields, launchField{"deathsig", "own"})
 	}
 	switch {
 	case o.secretStdin:
@@ -104,6 +119,14 @@ func parseLaunchOrder(s string) (*launchOrder, error) {
 			}
 		case "stdin":
 			o.stdin = f.value == "host"
+		case "group":
+			o.ownGroup = f.value == "own"
+		case "deathsig":
+			o.deathSignal = f.value == "own"
+		case "host":
+			if o.host, err = strconv.Atoi(f.value); err != nil {
+				return nil, bad("host", f.value)
+			}
 		case "tls":
 			o.tls = splitList(f.value)
 		case "pin":

@@ -8,9 +8,11 @@ import (
 	"log/slog"
 	"os"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -43,10 +45,13 @@ func (b *logBook) Write(p []byte) (int, error) {
 	return b.text.Write(p)
 }
 
+// lines returns the records but for those of events, which have tests of their own.
 func (b *logBook) lines() []string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return strings.Split(strings.TrimSuffix(b.text.String(), "\n"), "\n")
+	return slices.DeleteFunc(strings.Split(strings.TrimSuffix(b.text.String(), "\n"), "\n"), func(line string) bool {
+		return strings.Contains(line, `"msg":"plugwire: plugin `)
+	})
 }
 
 func (b *logBook) logger(without ...string) *slog.Logger {
@@ -380,4 +385,59 @@ func sameFields(t *testing.T, object []byte) {
 			t.Fatalf("%q: %q is %v, want %v", object, key, g, w)
 		}
 	}
+}
+
+// TestStuckLoggerLosesWholeLines goes through the states of a full buffer.
+func TestStuckLoggerLosesWholeLines(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var book logBook
+		release := make(chan struct{})
+		_, l := outputLogs(nil, &Config{Logger: slog.New(&stuckHandler{book.logger("time", "plugin", "pid").Handler(), func() { <-release }})}, nil)
+		l.start(1)
+		l.write([]byte("first\n"))
+		synctest.Wait()
+		fill := strings.Repeat("x", 999) + "\n"
+		for range logBuffer / len(fill) {
+			l.write([]byte(fill))
+		}
+		start := time.Now()
+		l.write([]byte(fill)) // no room
+		if waited := time.Since(start); waited != logPatience {
+			t.Errorf("waited %v", waited)
+		}
+		l.write([]byte("small enough, but behind what was lost\n"))
+		l.write([]byte("torn, the beginning"))
+		if waited := time.Since(start); waited != logPatience {
+			t.Errorf("waited again: %v", waited)
+		}
+		close(release)
+		synctest.Wait()
+		l.write([]byte(" and the end\nafterwards\n"))
+		l.end()
+		got := book.lines()
+		const lost = `{"level":"WARN","msg":"plugwire: Config.Logger is too slow for what the plugin prints: lines were dropped","lines":`
+		want := []string{`{"level":"INFO","msg":"first"}`}
+		for range logBuffer / len(fill) {
+			want = append(want, `{"level":"INFO","msg":"`+fill[:999]+`"}`)
+		}
+		want = append(want, lost+"2}", `{"level":"INFO","msg":"afterwards"}`, lost+"1}")
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("%d records, want %d; the last are %.200q", len(got), len(want), got[max(0, len(got)-3):])
+		}
+	})
+}
+
+// TestEndOfAPluginWaitsForItsLog, while the Logger goes on.
+func TestEndOfAPluginWaitsForItsLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var book logBook
+		slow := func() { time.Sleep(logPatience / 2) }
+		_, l := outputLogs(nil, &Config{Logger: slog.New(&stuckHandler{book.logger("time", "plugin", "pid").Handler(), slow})}, nil)
+		l.start(1)
+		l.write([]byte("last words"))
+		l.end()
+		if got := book.lines(); got[0] != `{"level":"INFO","msg":"last words"}` {
+			t.Errorf("%q", got)
+		}
+	})
 }

@@ -13,8 +13,6 @@ const underWine = false
 
 const localTransport = "unix"
 
-const connRefused = syscall.ECONNREFUSED
-
 // unixPair returns the two ends of a socketpair.
 func unixPair(t testing.TB) (a, b net.Conn) {
 	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)

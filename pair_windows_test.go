@@ -12,7 +12,5 @@ var underWine = windows.NewLazySystemDLL("ntdll.dll").NewProc("wine_get_version"
 
 const localTransport = "npipe"
 
-const connRefused = windows.WSAECONNREFUSED
-
 // unixPair returns the two ends of a named pipe.
 func unixPair(t testing.TB) (a, b net.Conn) { return netPair(t, "npipe", nil) }

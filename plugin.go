@@ -31,6 +31,10 @@ type Plugin struct {
 	swapping sync.Mutex // held while Swap starts an instance
 	telling  sync.Mutex // held while an event is reported
 
+	logMu    sync.Mutex
+	unlogged []Event       // that the Logger is still to get
+	logged   chan struct{} // closed when it has; nil: there are none
+
 	closing context.Context // of starts, and of waits for them; ends with the first Close
 	stop    context.CancelFunc
 
@@ -68,7 +72,8 @@ func Launch(ctx context.Context, cmd *exec.Cmd, cfg *Config) (*Plugin, error) {
 		return nil, err
 	}
 	p.become(nil, inst)
-	go p.supervise(inst)
+	p.register()
+	go p.supervise()
 	return p, nil
 }
 
@@ -137,9 +142,10 @@ func (p *Plugin) Shutdown(ctx context.Context) error {
 
 // Close ends the plugin. It closes the connection as Conn.Close does: what was
 // accepted is sent, pending calls end with an error. That asks the plugin to
-// exit; one that has not after half of Config.Launch.ExitTimeout gets SIGTERM,
-// after the whole it is killed. Close returns, as Wait does, how the plugin
-// ended: also when that was before. It may be called again.
+// exit; one that has not after Config.Launch.TermTimeout gets SIGTERM, after
+// ExitTimeout it is killed, and in either case what is left of its process group
+// with it. Close returns, as Wait does, how the plugin ended: also when that was
+// before. It may be called again.
 func (p *Plugin) Close() error {
 	p.stop()
 	err := p.settled().conn.Close()

@@ -539,7 +539,7 @@ func TestPoolRunsTwiceOnlyWhatIsIdempotent(t *testing.T) {
 		return append(reply, "done"...), nil
 	}))
 	server := startPoolServer(t, poolAddr(t, "s"), m)
-	p := newTestPool(t, poolConfig(PoolConfig{Size: 1, MaxBackOff: time.Millisecond}), server.addr)
+	p := newTestPool(t, poolConfig(PoolConfig{Size: 2, MaxBackOff: time.Millisecond}), server.addr)
 	for _, c := range []struct {
 		idempotent     bool
 		breaks, ran    int32
@@ -555,6 +555,7 @@ func TestPoolRunsTwiceOnlyWhatIsIdempotent(t *testing.T) {
 		{true, 1, 2, "refuse", "", InvalidArgument},
 	} {
 		for _, all := range []bool{false, true} {
+			opens(t, p, 2) // so that there is another one
 			ran.Store(0)
 			breaks.Store(c.breaks)
 			call := &Call{Method: "work", Idempotent: c.idempotent, Request: []byte(c.request)}
@@ -810,7 +811,7 @@ func TestPoolEnds(t *testing.T) {
 		t.Error(err)
 	}
 
-	dialling := NewPool(withPipes(nil, &gateTransport{Transport: testPipes, gate: make(chan error)}), "pipe:"+t.Name())
+	dialling := NewPool(withPipes(&Config{DialTimeout: -1}, &gateTransport{Transport: testPipes, gate: make(chan error)}), "pipe:"+t.Name())
 	go func() { _, err := dialling.Call(background, "echo", nil); ended <- err }()
 	until(t, "the dial", func() bool { s := dialling.Stats(); return s.Dialing == 1 && s.Waiting == 1 })
 	dialling.Close()
@@ -821,4 +822,54 @@ func TestPoolEnds(t *testing.T) {
 	if err := NewPool(nil, "unix:///nowhere").Shutdown(background); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestPoolNotesWaitForTheirOrder: when the connection of one-way messages drains,
+// the next message goes to another one only when those before have been handled.
+func TestPoolNotesWaitForTheirOrder(t *testing.T) {
+	watchdog(t)
+	var mu sync.Mutex
+	var order []string
+	handled := func() []string { mu.Lock(); defer mu.Unlock(); return slices.Clone(order) }
+	entered, unblock := make(chan int, 2), make(chan struct{})
+	servers := make([]*poolServer, 2)
+	var addrs []string
+	for i := range servers {
+		m := echoMux(nil)
+		m.HandleFunc("note", func(_ context.Context, msg []byte) ([]byte, error) {
+			if string(msg) == "first" {
+				entered <- i
+				<-unblock
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			order = append(order, string(msg))
+			return nil, nil
+		})
+		addrs = append(addrs, poolAddr(t, fmt.Sprint(i)))
+		servers[i] = startPoolServer(t, addrs[i], m)
+	}
+	p := newTestPool(t, nil, addrs...)
+	opens(t, p, 2)
+	if err := p.Notify(background, "note", []byte("first")); err != nil {
+		t.Fatal(err)
+	}
+	i := receive(t, "the handler", entered)
+	down, sent := make(chan struct{}), make(chan error, 1)
+	go func() { defer close(down); servers[i].drain(t) }()
+	until(t, "the drain", func() bool { return p.Stats().Draining == 1 })
+	ctx, cancel := context.WithTimeout(background, 10*time.Millisecond)
+	wantCode(t, p.Notify(ctx, "note", []byte("given up")), DeadlineExceeded, true)
+	cancel()
+	go func() { sent <- p.Notify(background, "note", []byte("second")) }()
+	until(t, "the second", func() bool { return len(p.moving) == 1 || len(handled()) > 0 })
+	close(unblock)
+	if err := receive(t, "Notify", sent); err != nil {
+		t.Error(err)
+	}
+	until(t, "both to be handled", func() bool { return len(handled()) >= 2 })
+	if got := handled(); !slices.Equal(got, []string{"first", "second"}) {
+		t.Errorf("handled: %q", got)
+	}
+	receive(t, "Shutdown", down)
 }

@@ -3,8 +3,12 @@ package plugwire
 import (
 	"errors"
 	"io"
+	"os"
 	"os/exec"
+	"os/signal"
+	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -22,18 +26,22 @@ const (
 // process is a plugin's process. Its stdout and stderr are read for as long as
 // it lives, so that it never blocks in printing.
 type process struct {
+	cfg    *LaunchConfig // with defaults
 	cmd    *exec.Cmd
-	stdin  io.Closer // open while the plugin is wanted: its end tells the plugin that the host is gone
+	stdin  io.Closer // open while the plugin is wanted: its end tells the plugin to end
 	stdout launchOutput
 	stderr stderrOutput
 
-	done chan struct{} // closed by wait, when the process has ended and its output was read
+	mu   sync.Mutex // no signal is sent while the process is reaped: its number, and its group's, may be another's afterwards
+	over bool       // it was, or is about to be
+
+	done chan struct{} // closed by run, when the process has ended and its output was read
 	err  error         // of Wait; read after done, as is the output
 }
 
 // startProcess starts a copy of the template with what the host tells it.
 func startProcess(template *exec.Cmd, order *launchOrder, cfg *Config) (*process, error) {
-	p := &process{done: make(chan struct{})}
+	p := &process{cfg: &cfg.Launch, done: make(chan struct{})}
 	p.stdout.result = make(chan launchResult, 1)
 	p.stderr.copy = template.Stderr
 	p.stdout.log, p.stderr.log = outputLogs(template, cfg, order.secret)
@@ -44,32 +52,68 @@ func startProcess(template *exec.Cmd, order *launchOrder, cfg *Config) (*process
 		ExtraFiles:  template.ExtraFiles,
 		SysProcAttr: template.SysProcAttr,
 		Err:         template.Err,
-		Env:         append(launchEnviron(template, &cfg.Launch), launchVar+"="+order.String()),
 		Stdout:      &p.stdout,
 		Stderr:      &p.stderr,
 		WaitDelay:   pipeGrace,
 	}
-	ownGroup(p.cmd)
+	order.host, order.ownGroup, order.deathSignal = os.Getpid(), ownGroup(p.cmd), dieWithParent(p.cmd)
+	p.cmd.Env = append(launchEnviron(template, p.cfg), launchVar+"="+order.String())
 	stdin, err := p.cmd.StdinPipe()
 	if err != nil {
 		return nil, err
 	}
 	p.stdin = stdin
-	if err := startVerified(p.cmd, cfg.Launch.SHA256); err != nil {
-		return nil, err
+	started := make(chan error, 1)
+	go p.run(started)
+	if err := <-started; err != nil {
+		return nil, err // the pipes are closed
 	}
-	p.stdout.log.start(p.cmd.Process.Pid)
-	p.stderr.log.start(p.cmd.Process.Pid)
 	if order.secretStdin {
 		io.WriteString(stdin, order.secret.text()) // it fits the pipe; a process that has ended is noticed below
 	}
-	go p.wait()
+	if len(p.cfg.ForwardSignals) > 0 {
+		forwarded := make(chan os.Signal, 8)
+		signal.Notify(forwarded, p.cfg.ForwardSignals...)
+		go p.forward(forwarded)
+	}
 	return p, nil
 }
 
-// wait reaps the process.
+// run starts the process, and reaps it when it has ended. It keeps the thread for
+// all that time: the kernel ends the process with the thread that started it,
+// and the runtime may end any thread that is not locked. It costs nothing, since
+// waiting blocks a thread anyway.
+func (p *process) run(started chan<- error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	err := startVerified(p.cmd, p.cfg.SHA256)
+	if err == nil {
+		p.stdout.log.start(p.cmd.Process.Pid)
+		p.stderr.log.start(p.cmd.Process.Pid)
+	}
+	started <- err
+	if err == nil {
+		p.wait()
+	}
+}
+
+// wait reaps the process, and ends what it has left in its group.
 func (p *process) wait() {
+	// While the process is not reaped, the number of its group is nobody else's.
+	// Where one cannot wait for the end without reaping, the group is signalled
+	// right after: the system does not give its number away as long as the group
+	// has a member, and to hit a stranger it would have to give away that of an
+	// empty one within those microseconds.
+	ended := awaitExit(p.cmd.Process)
+	if ended {
+		p.signal(syscall.SIGKILL)
+		p.reap()
+	}
 	p.err = p.cmd.Wait()
+	if !ended {
+		p.reap()
+		endGroup(p.cmd)
+	}
 	if errors.Is(p.err, exec.ErrWaitDelay) {
 		p.err = nil // it ended well, and left its output open to a process of its own
 	}
@@ -78,25 +122,56 @@ func (p *process) wait() {
 	close(p.done)
 }
 
+// signal sends a signal to the process and its group.
+func (p *process) signal(sig syscall.Signal) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.over {
+		signalGroup(p.cmd.Process, sig)
+	}
+}
+
+// reap has no signal sent any more.
+func (p *process) reap() {
+	p.mu.Lock()
+	p.over = true
+	p.mu.Unlock()
+}
+
+// forward passes signals on that this process gets, as long as the process is there.
+func (p *process) forward(signals chan os.Signal) {
+	defer signal.Stop(signals)
+	for {
+		select {
+		case s := <-signals:
+			if s, ok := s.(syscall.Signal); ok {
+				p.signal(s)
+			}
+		case <-p.done:
+			return
+		}
+	}
+}
+
 // ended waits for at most d for the process to end.
 func (p *process) ended(d time.Duration) bool { return closedWithin(p.done, d) }
 
 // kill ends the process, and its group, at once.
 func (p *process) kill() bool {
-	signalGroup(p.cmd.Process, syscall.SIGKILL)
+	p.signal(syscall.SIGKILL)
 	return p.ended(killGrace)
 }
 
-// stop ends the process within d, and a little more when it has to be killed:
-// by the end of its stdin at once, by SIGTERM after half of the time (where
-// there are signals), by killing it. It reports whether that was needed.
-func (p *process) stop(d time.Duration) (killed bool) {
+// stop ends the process: by the end of its stdin at once, by SIGTERM after
+// TermTimeout (where there are signals), by killing it after ExitTimeout. It
+// reports whether that was needed.
+func (p *process) stop() (killed bool) {
 	p.stdin.Close()
-	if p.ended(d / 2) {
+	if p.ended(p.cfg.TermTimeout) {
 		return false
 	}
-	signalGroup(p.cmd.Process, syscall.SIGTERM)
-	if p.ended(d - d/2) {
+	p.signal(syscall.SIGTERM)
+	if p.ended(p.cfg.ExitTimeout - p.cfg.TermTimeout) {
 		return false
 	}
 	p.kill()

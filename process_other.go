@@ -10,8 +10,14 @@ import (
 
 // There are no process groups here.
 
-func ownGroup(*exec.Cmd) {}
+func ownGroup(*exec.Cmd) bool { return false }
+
+func endGroup(*exec.Cmd) {}
 
 func inGroupOf(pid, leader int) bool { return pid == leader }
 
 func signalGroup(p *os.Process, sig syscall.Signal) { p.Signal(sig) }
+
+func dieWithParent(*exec.Cmd) bool { return false }
+
+func awaitExit(*os.Process) bool { return false }

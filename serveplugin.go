@@ -28,7 +28,13 @@ import (
 // that no host launched, and an *Error with Op "launch" when the host is one of
 // another program (MagicCookie), speaks no common version (Versions), allows no
 // transport that can be had here, or does not connect within
-// Config.Launch.StartTimeout. The host gets the same text. It never ends the process.
+// Config.Launch.StartTimeout. The host gets the same text.
+//
+// It never ends the process. But a process whose host is gone, which is seen by
+// its stdin from before main begins, has 300 ms: what it has started and
+// left in its process group is killed at once (where the system cannot list a
+// group it gets SIGTERM, and on Windows it stays), and the process itself, if it
+// is still there, after that time. Requests are then finished for at most half of it.
 func ServePlugin(mux *Mux, cfg *Config) error {
 	text := os.Getenv(launchVar)
 	os.Unsetenv(launchVar)
@@ -39,6 +45,7 @@ func ServePlugin(mux *Mux, cfg *Config) error {
 		stdinEnd: make(chan struct{}), stdinSecret: make(chan *secret, 1), term: make(chan os.Signal, 1)}
 	signal.Notify(s.term, syscall.SIGTERM)
 	defer signal.Stop(s.term)
+	defer func() { awaitHostsEnd(s.brokeOff) }() // the process may end next
 	l, line, err := s.listen(mux, text)
 	if err != nil {
 		fmt.Println(refusalLine(err))
@@ -47,6 +54,7 @@ func ServePlugin(mux *Mux, cfg *Config) error {
 	// One write, so that no other output comes between.
 	if _, err := os.Stdout.WriteString(line.String() + "\n"); err != nil {
 		l.Close()
+		s.brokeOff = true
 		return &Error{Code: Unavailable, Op: "launch", Message: "printing the launch line", Err: err}
 	}
 	stdoutToStderr()
@@ -62,6 +70,7 @@ type pluginServer struct {
 	host     chan *Conn    // of capacity 1: the connection of the host
 	stdinEnd chan struct{} // closed by watchStdin when the host is gone
 	term     chan os.Signal
+	brokeOff bool // the connection to the host, stdin or stdout: perhaps the host is gone
 
 	pinned      bool         // only the host has the key that TLS accepts
 	stdinSecret chan *secret // of capacity 1: what watchStdin found on stdin, or nil
@@ -169,6 +178,13 @@ func (s *pluginServer) serve(l net.Listener) error {
 	err := s.untilEnd(served)
 	ctx, cancel := context.WithTimeout(context.Background(), s.cfg.CloseTimeout)
 	defer cancel()
+	go func() {
+		select {
+		case <-hostGone:
+			time.AfterFunc(hostGrace/2, cancel)
+		case <-ctx.Done():
+		}
+	}()
 	if s.srv.Shutdown(ctx) != nil {
 		s.srv.Close()
 	}
@@ -196,6 +212,7 @@ func (s *pluginServer) untilEnd(served <-chan struct{}) error {
 		select {
 		case host = <-s.host:
 		default:
+			s.brokeOff = true
 			return &Error{Code: Unavailable, Op: "launch", Message: "the host ended before it connected"}
 		}
 	case <-timer.C:
@@ -204,19 +221,29 @@ func (s *pluginServer) untilEnd(served <-chan struct{}) error {
 	}
 	select {
 	case <-host.Done():
+		s.brokeOff = !saidGoodbye(host)
 		return unlessGone(host.Err())
 	case <-s.term:
 	case <-served:
 	case <-s.stdinEnd:
+		s.brokeOff = !saidGoodbye(host)
 	}
 	return nil
+}
+
+// saidGoodbye reports whether a connection has ended because one side wanted it,
+// rather than because the other was gone.
+func saidGoodbye(c *Conn) bool {
+	err := c.Err()
+	return err == error(theyClosedError) || unlessGone(err) != nil
 }
 
 // unlessGone returns nil when err says no more than that the host closed the
 // connection or is gone: that is the orderly end of a plugin.
 func unlessGone(err error) error {
 	var op *net.OpError
-	if errors.As(err, &op) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) {
+	var errno syscall.Errno // of a read or write around package net
+	if errors.As(err, &op) || errors.As(err, &errno) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) {
 		return nil
 	}
 	return err
@@ -251,8 +278,7 @@ func (s *pluginServer) vouch(p *Peer) error {
 // secret if that comes first. A stdin that is no pipe was put there by someone
 // between, and says nothing. It may outlive ServePlugin: nothing can interrupt it.
 func (s *pluginServer) watchStdin() {
-	info, err := os.Stdin.Stat()
-	if err != nil || info.Mode()&os.ModeNamedPipe == 0 {
+	if !isPipe(os.Stdin) {
 		s.stdinSecret <- nil
 		return
 	}
@@ -264,4 +290,9 @@ func (s *pluginServer) watchStdin() {
 	}
 	io.Copy(io.Discard, os.Stdin)
 	close(s.stdinEnd)
+}
+
+func isPipe(f *os.File) bool {
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeNamedPipe != 0
 }

@@ -125,8 +125,7 @@ func (rd *reader) open(h *FrameHeader, b []byte) error {
 	s.in.init(c)
 	c.keep(in)
 	in.crossing = 0
-	in.stream.Store(s)
-	in.state.Store(inStream)
+	var ctx *requestContext
 	switch {
 	case m == nil:
 		s.refusal = &Error{Code: Unimplemented, Message: fmt.Sprintf("no method %q", r.name), notRun: true}
@@ -137,12 +136,14 @@ func (rd *reader) open(h *FrameHeader, b []byte) error {
 		s.info.Method = r.Method()
 		s.ctx = context.Background()
 	default:
-		ctx := c.newContext(r)
+		ctx = c.newContext(r)
 		s.ctx, s.info = ctx, ctx.info
 		s.handler = m.stream
-		if pre.hasLeft { // Recv does not watch the context
-			s.stopWatch = ctx.AfterFunc(s.expire)
-		}
+	}
+	in.stream.Store(s) // from here on endCalls may end it
+	in.state.Store(inStream)
+	if ctx != nil && pre.hasLeft { // Recv does not watch the context
+		s.stopWatch = ctx.AfterFunc(s.expire)
 	}
 	if c.ended.Load() { // endCalls may have passed it by
 		c.out.Lock()

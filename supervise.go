@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"time"
 )
@@ -60,26 +61,74 @@ func (p *Plugin) event(e Event) {
 	if f := p.cfg.Launch.OnEvent; f != nil {
 		f(e)
 	}
-	if log := p.cfg.Logger; log != nil {
-		level := slog.LevelInfo
-		switch {
-		case e.Kind == EventGivenUp:
-			level = slog.LevelError
-		case e.Err != nil:
-			level = slog.LevelWarn
-		}
-		attrs := []slog.Attr{slog.String("plugin", e.Name)}
-		if e.Pid != 0 {
-			attrs = append(attrs, slog.Int("pid", e.Pid))
-		}
-		if e.Err != nil {
-			attrs = append(attrs, slog.Any("err", e.Err))
-		}
-		if e.Wait != 0 {
-			attrs = append(attrs, slog.Duration("wait", e.Wait))
-		}
-		log.LogAttrs(context.Background(), level, "plugwire: plugin "+e.Kind.String(), attrs...)
+	if p.cfg.Logger == nil {
+		return
 	}
+	// The handler of a Logger may block, and must not hold up a plugin.
+	p.logMu.Lock()
+	defer p.logMu.Unlock()
+	if len(p.unlogged) >= maxUnlogged {
+		return
+	}
+	p.unlogged = append(p.unlogged, e)
+	if p.logged == nil {
+		p.logged = make(chan struct{})
+		go p.logEvents()
+	}
+}
+
+const (
+	maxUnlogged = 100                    // events that wait for a Logger; more are dropped
+	logGrace    = 100 * time.Millisecond // for the last of them, when a Plugin ends
+)
+
+// logEvents logs events until there are no more for now.
+func (p *Plugin) logEvents() {
+	for {
+		p.logMu.Lock()
+		if len(p.unlogged) == 0 {
+			close(p.logged)
+			p.logged = nil
+			p.logMu.Unlock()
+			return
+		}
+		e := p.unlogged[0]
+		p.unlogged = p.unlogged[1:]
+		p.logMu.Unlock()
+		e.log(p.cfg.Logger)
+	}
+}
+
+// awaitLog waits, but not for long, until what has happened is logged.
+func (p *Plugin) awaitLog() {
+	p.logMu.Lock()
+	logged := p.logged
+	p.logMu.Unlock()
+	if logged != nil {
+		closedWithin(logged, logGrace)
+	}
+}
+
+// log writes the event as a record.
+func (e *Event) log(log *slog.Logger) {
+	level := slog.LevelInfo
+	switch {
+	case e.Kind == EventGivenUp:
+		level = slog.LevelError
+	case e.Err != nil:
+		level = slog.LevelWarn
+	}
+	attrs := []slog.Attr{slog.String("plugin", filepath.Base(e.Name))}
+	if e.Pid != 0 {
+		attrs = append(attrs, slog.Int("pid", e.Pid))
+	}
+	if e.Err != nil {
+		attrs = append(attrs, slog.Any("err", e.Err))
+	}
+	if e.Wait != 0 {
+		attrs = append(attrs, slog.Duration("wait", e.Wait))
+	}
+	log.LogAttrs(context.Background(), level, "plugwire: plugin "+e.Kind.String(), attrs...)
 }
 
 // first makes the first start, and as many more as are allowed.
@@ -160,11 +209,10 @@ func (p *Plugin) checkHealth(inst *instance) {
 
 // supervise waits for the instance that calls go to, starts another in its place
 // as long as that is wanted, and ends the Plugin otherwise.
-func (p *Plugin) supervise(inst *instance) {
+func (p *Plugin) supervise() {
 	var starts []time.Time // restarts within the window
 	for {
-		now, changed := p.now()
-		inst = now // another one after a Swap
+		inst, changed := p.now()
 		select {
 		case <-changed:
 			continue
@@ -289,6 +337,8 @@ func (p *Plugin) end(last *instance, err error) bool {
 	p.mu.Unlock()
 	p.lastErr = err
 	p.stop()
+	p.awaitLog()
+	p.unregister()
 	close(p.done)
 	return true
 }

@@ -49,8 +49,8 @@ var errnoCodes = []errnoCode{
 // so of servers that start together one gets the path. Closing the listener
 // removes both files, unless somebody has replaced them.
 //
-// "unix:" makes the socket, and needs no lock, in a private directory of its own
-// under cfg.Unix.Dir, which goes away with the listener.
+// "unix:" makes the socket in a private directory of its own under cfg.Unix.Dir,
+// which goes away with the listener.
 func (unixTransport) Listen(ctx context.Context, addr string, cfg *Config) (net.Listener, error) {
 	path, err := unixPath("listen", addr)
 	if err != nil {
@@ -137,7 +137,7 @@ func dialUnix(ctx context.Context, path string) (*net.UnixConn, error) {
 		switch {
 		case err == nil:
 			return c.(*net.UnixConn), nil
-		case errors.Is(err, os.ErrDeadlineExceeded): // net saw the context's deadline before the context did
+		case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded): // perhaps net saw the context's deadline before the context did
 			<-ctx.Done()
 			if full {
 				err = errBacklogFull
@@ -201,7 +201,7 @@ type unixListener struct {
 	ln   *net.UnixListener
 	made fs.FileInfo    // the file that bind made
 	lock *lockfile.File // keeps the path, or nil
-	dir  string         // the private directory, or ""
+	dir  *privateDir    // or nil
 
 	closing sync.Once
 }
@@ -243,11 +243,8 @@ func (l *unixListener) release() error {
 	if l.ln != nil {
 		errs = append(errs, l.ln.Close())
 	}
-	if l.dir != "" {
-		// Only if empty: what somebody else put there is not ours to remove.
-		if err := syscall.Rmdir(l.dir); err != syscall.ENOENT {
-			errs = append(errs, pathError("rmdir", l.dir, err))
-		}
+	if l.dir != nil {
+		errs = append(errs, l.dir.removeEmpty())
 	}
 	if l.lock != nil {
 		errs = append(errs, l.lock.Release())

@@ -62,26 +62,21 @@ func bindUnix(path string, mode fs.FileMode, group int) (ln *net.UnixListener, m
 	return l.(*net.UnixListener), made, nil
 }
 
-// privateSocketPath makes a directory under parent (default os.TempDir) that
-// only this user can enter, and returns it and a path in it. The names are
-// random, so that nobody can be there first.
-func privateSocketPath(addr, parent string) (path, dir string, err error) {
-	if parent == "" {
-		parent = os.TempDir()
+// privateSocketPath makes a private directory under parent, and returns it and
+// a path in it that nobody can know before.
+func privateSocketPath(addr, parent string) (path string, dir *privateDir, err error) {
+	if parent, err = privateParent(parent); err != nil {
+		return "", nil, err
 	}
-	if parent, err = filepath.Abs(parent); err != nil {
-		return "", "", err
-	}
-	dir = filepath.Join(parent, "plugwire-"+strings.ToLower(rand.Text()[:16])) // 80 bits
-	path = filepath.Join(dir, strings.ToLower(rand.Text()[:8]))
+	path = filepath.Join(parent, privateName(), strings.ToLower(rand.Text()[:8]))
 	if why := tooLong(path); why != "" {
-		return "", "", &Error{Code: InvalidArgument, Op: "listen", Addr: addr, Message: path + ": " + why,
+		return "", nil, &Error{Code: InvalidArgument, Op: "listen", Addr: addr, Message: path + ": " + why,
 			Hint: "set Config.Unix.Dir, or TMPDIR, to a shorter directory"}
 	}
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return "", "", err
+	if dir, err = newPrivateDir(parent); err != nil {
+		return "", nil, err
 	}
-	return path, dir, nil
+	return filepath.Join(dir.path, filepath.Base(path)), dir, nil
 }
 
 var (

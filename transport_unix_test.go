@@ -172,11 +172,11 @@ func TestAutomaticSocketsAreInAPrivateDirectory(t *testing.T) {
 	parent := socketDir(t)
 	cfg := &Config{Unix: UnixConfig{Dir: parent}}
 	one, two := listenUnix(t, "unix:", cfg), listenUnix(t, "unix://", cfg)
-	if one.path == two.path || one.dir == two.dir {
+	if one.path == two.path || one.dir.path == two.dir.path {
 		t.Errorf("not random: %s, %s", one.path, two.path)
 	}
-	if fi, err := os.Lstat(one.dir); err != nil || fi.Mode() != fs.ModeDir|0o700 || filepath.Dir(one.dir) != parent {
-		t.Errorf("the directory %s: %v, %v", one.dir, fi.Mode(), err)
+	if fi, err := os.Lstat(one.dir.path); err != nil || fi.Mode() != fs.ModeDir|0o700 || filepath.Dir(one.dir.path) != parent {
+		t.Errorf("the directory %s: %v, %v", one.dir.path, fi.Mode(), err)
 	}
 	if fi, err := os.Lstat(one.path); err != nil || fi.Mode() != fs.ModeSocket|0o600 {
 		t.Errorf("the socket: %v, %v", fi.Mode(), err)

@@ -24,8 +24,8 @@ func narrow(c *plugwire.Config) {
 
 // nothingLost checks that nothing is missing on a connection with narrow limits:
 // from can have all its calls in flight, a request of all the bytes that requests
-// may have, and one-way messages beyond the window.
-func nothingLost(t *testing.T, from *side) {
+// may have together, and one-way messages beyond the window.
+func nothingLost(t *testing.T, from *side, requestBytes int) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -38,7 +38,7 @@ func nothingLost(t *testing.T, from *side) {
 		})
 	}
 	met.Wait()
-	if _, err := from.conn.Call(ctx, "echo", message(loadIDs.Add(1), 16<<10-100)); err != nil {
+	if _, err := from.conn.Call(ctx, "echo", message(loadIDs.Add(1), requestBytes-100)); err != nil {
 		t.Errorf("a large request: %v", err)
 	}
 	for range 2 {
@@ -135,7 +135,7 @@ func TestX7CancelledAtEachByte(t *testing.T) {
 				watchdog(t)
 				near, far, faulty := put(t, faults{})
 				x, y := connect(t, near, far, narrow)
-				nothingLost(t, x) // and the methods are known
+				nothingLost(t, x, 16<<10) // and the methods are known
 				step, cancelled := 1, 0
 				for at := 1; ; at += step {
 					if at > 400 { // in the payloads; odd, to be anywhere in the frames
@@ -167,7 +167,7 @@ func TestX7CancelledAtEachByte(t *testing.T) {
 					if err != nil {
 						cancelled++
 						if at%17 == 1 {
-							nothingLost(t, x)
+							nothingLost(t, x, 16<<10)
 						}
 					}
 					if over {
@@ -177,7 +177,7 @@ func TestX7CancelledAtEachByte(t *testing.T) {
 				if cancelled < 5 {
 					t.Errorf("cancelled %d times only", cancelled)
 				}
-				nothingLost(t, x)
+				nothingLost(t, x, 16<<10)
 				closing(t, watchLag(t), 0, x, y)
 				x.settled(t)
 				y.settled(t)
@@ -222,6 +222,48 @@ func TestX7HandshakeEndedAtEachByte(t *testing.T) {
 	}
 }
 
+// Nothing passes any more, requests and messages fill all buffers and windows, and
+// everybody waits for room, a place or an answer when the contexts end. What was
+// begun and cannot be completed is taken back when something passes again.
+func TestX7CancelledWhileNothingPasses(t *testing.T) {
+	for place, put := range placements {
+		t.Run(place, func(t *testing.T) {
+			watchdog(t)
+			near, far, faulty := put(t, faults{})
+			x, y := connect(t, near, far, func(c *plugwire.Config) {
+				narrow(c)
+				c.Limits.MaxMessage, c.Limits.MaxRequestBytes = 1<<20, 1<<20
+			})
+			large := func(ctx context.Context, c *plugwire.Conn) error { return echo(ctx, c, 400_000) }
+			for range 10 {
+				faulty.Stall()
+				var all sync.WaitGroup
+				start := func(name string, op func(ctx context.Context, c *plugwire.Conn) error) {
+					all.Go(func() {
+						ctx, cancel := context.WithTimeout(context.Background(), 5*time.Millisecond+rand.N(5*time.Millisecond))
+						defer cancel()
+						if err := op(ctx, x.conn); !errors.Is(err, context.DeadlineExceeded) {
+							t.Errorf("%s: %v", name, err)
+						}
+					})
+				}
+				for range 3 { // of which two fit MaxRequestBytes and the pending buffer does not hold one
+					start("large call", large)
+				}
+				for name, op := range operations {
+					start(name, op)
+				}
+				all.Wait()
+				faulty.Resume()
+				nothingLost(t, x, 1<<20)
+			}
+			closing(t, watchLag(t), 0, x, y)
+			x.settled(t)
+			y.settled(t)
+		})
+	}
+}
+
 // Operations of all kinds are cancelled at random, while others that are not must
 // all end well.
 func TestX7CancellationStorm(t *testing.T) {
@@ -255,8 +297,8 @@ func TestX7CancellationStorm(t *testing.T) {
 			both.Wait()
 			stop.Store(true)
 			storm.Wait()
-			nothingLost(t, x)
-			nothingLost(t, y)
+			nothingLost(t, x, 16<<10)
+			nothingLost(t, y, 16<<10)
 			closing(t, l.lag, 0, x, y)
 			x.settled(t)
 			y.settled(t)

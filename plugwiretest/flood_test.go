@@ -33,7 +33,7 @@ func TestX8BothEndsFloodEachOther(t *testing.T) {
 			watchdog(t)
 			near, far := row.pair(t)
 			x, y := connect(t, near, far, row.tune)
-			l := load{callers: 4, calls: 3, notes: 60, messages: 20, sizes: []int{100_000, 10, 300_000, 5000},
+			l := load{callers: 3, calls: 3, notes: 40, messages: 12, sizes: []int{100_000, 10, 300_000, 5000},
 				lag: watchLag(t), fail: func(err error) { t.Error(err) }}
 			more := l
 			more.notes = 0 // they are numbered: one sender of them on each side

@@ -34,8 +34,11 @@ type side struct {
 // message makes n bytes, at least 8, that checkMessage recognises.
 func message(id uint64, n int) []byte {
 	b := binary.LittleEndian.AppendUint64(make([]byte, 0, max(n, 8)), id)
-	for len(b) < n {
+	for len(b) < min(n, 8+256) {
 		b = append(b, byte(id+uint64(len(b))*7))
+	}
+	for len(b) < n { // it repeats itself
+		b = append(b, b[8:8+min(len(b)/256*256, n-len(b))]...)
 	}
 	return b
 }

@@ -73,6 +73,9 @@ func (s *Script) failed(doing string, err error) {
 // Greet runs the handshake, in either role: it sends Magic and a HELLO, and reads
 // the other side's.
 func (s *Script) Greet() {
+	if !s.ok {
+		return
+	}
 	// Whoever dials says it first, and over a net.Pipe is not heard before the other listens.
 	sent := make(chan error, 1)
 	s.nc.SetDeadline(time.Now().Add(scriptTimeout))

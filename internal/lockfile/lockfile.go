@@ -32,9 +32,14 @@ const maxTries = 1000
 // when there is none. It does not wait. It follows no symbolic link and accepts
 // only a regular file of this process's effective user: any other could lock it
 // at will.
-func Acquire(path string) (*File, error) {
+func Acquire(path string) (*File, error) { return acquire(path, os.O_CREATE) }
+
+// AcquireExisting is Acquire, but fails with fs.ErrNotExist when there is no file.
+func AcquireExisting(path string) (*File, error) { return acquire(path, 0) }
+
+func acquire(path string, create int) (*File, error) {
 	for range maxTries {
-		l, err := try(path)
+		l, err := try(path, create)
 		if err != nil {
 			return nil, err
 		}
@@ -46,8 +51,8 @@ func Acquire(path string) (*File, error) {
 	return nil, ErrHeld
 }
 
-func try(path string) (*File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|openFlags, 0o600)
+func try(path string, create int) (*File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|create|openFlags, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -72,9 +77,14 @@ func (l *File) Release() error {
 	if fi, e := l.f.Stat(); e == nil && fi.Size() == 0 && l.named() {
 		err = os.Remove(l.path)
 	}
+	return errors.Join(err, l.Close())
+}
+
+// Close gives the lock up and leaves the file.
+func (l *File) Close() error {
 	// Said explicitly: a child that was forked and has not yet called exec
 	// shares the open file, and would keep the lock until it does.
-	return errors.Join(err, unlock(l.f), l.f.Close())
+	return errors.Join(unlock(l.f), l.f.Close())
 }
 
 // refused says why a file is not accepted as a lock.

@@ -1,5 +1,5 @@
 // A plugin behind a wrapper that, as dlv does, starts it in a process group of
-// its own. It works over TCP, where nobody compares processes.
+// its own. It works, since it descends from the process that was launched.
 package main
 
 import (

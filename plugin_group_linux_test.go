@@ -1,0 +1,100 @@
+package plugwire
+
+import (
+	"context"
+	"crypto/rand"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+func init() {
+	behaviours["stubborn family"] = func() { // until killed
+		startFamily()
+		must(ServePlugin(testPluginMux(), nil))
+		forever()
+	}
+	behaviours["escaped grandchild"] = func() { // holds stdout and stderr, and is out of reach
+		cmd := exec.Command("sleep", "1000")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+		must(cmd.Start())
+		must(ServePlugin(testPluginMux(), nil))
+	}
+}
+
+// Its sleeper and the one that ignores SIGTERM, with a child of its own.
+func TestT23GrandchildrenEndWithThePlugin(t *testing.T) {
+	for _, row := range []struct {
+		name, behaviour string
+		end             func(p *Plugin)
+	}{
+		{"that is closed", "family", func(p *Plugin) { p.Close() }},
+		{"that does not exit", "stubborn family", func(p *Plugin) { p.Close() }},
+		{"that exits by itself", "family", func(p *Plugin) { p.Call(context.Background(), "exit", []byte("0")); p.Wait() }},
+		{"that is killed", "family", func(p *Plugin) { syscall.Kill(p.Pid(), syscall.SIGKILL); p.Wait() }},
+		{"in a session of its own", "family", func(p *Plugin) { p.Close() }},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			lt := newLaunchTest(t, row.behaviour)
+			if strings.Contains(row.name, "session") {
+				lt.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+			}
+			mark := rand.Text()
+			lt.cmd.Env = append(lt.cmd.Env, familyEnv+"="+mark)
+			lt.cfg.Launch.ExitTimeout = 400 * time.Millisecond
+			p := lt.launch()
+			lt.greets(p)
+			if n := len(family(mark)); n < 3 {
+				t.Fatalf("%d processes", n)
+			}
+			start := time.Now()
+			row.end(p)
+			ended := time.Now()
+			if took := familyGone(t, mark).Sub(ended); took > time.Second {
+				t.Errorf("gone after %v", took)
+			}
+			t.Logf("ended after %v", ended.Sub(start))
+		})
+	}
+}
+
+// What it has started and got out of the group is its own affair, but must not
+// hold up the end.
+func TestGrandchildOutOfReachDoesNotHoldUpClose(t *testing.T) {
+	lt := newLaunchTest(t, "escaped grandchild")
+	mark := rand.Text()
+	lt.cmd.Env = append(lt.cmd.Env, familyEnv+"="+mark)
+	p := lt.launch()
+	lt.greets(p)
+	start := time.Now()
+	if err := p.Close(); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(start); took > pipeGrace+2*time.Second {
+		t.Errorf("Close took %v", took)
+	}
+	if len(family(mark)) != 1 {
+		t.Errorf("left: %q", family(mark))
+	}
+	for _, m := range family(mark) {
+		killFamilyMember(m)
+	}
+	familyGone(t, mark)
+}
+
+func TestTermTimeoutSetsWhenSIGTERMComes(t *testing.T) {
+	lt := newLaunchTest(t, "lingers")
+	// What comes while ServePlugin still runs ends that, and not the process.
+	lt.cfg.Launch.ExitTimeout, lt.cfg.Launch.TermTimeout = time.Minute, time.Second
+	start := time.Now()
+	if err := lt.launch().Close(); err == nil || !strings.Contains(err.Error(), "terminated") {
+		t.Error(err)
+	}
+	if took := time.Since(start); took > 20*time.Second {
+		t.Errorf("Close took %v", took)
+	}
+}
