@@ -3,6 +3,7 @@
 package plugwire
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -123,6 +125,46 @@ func TestT07SiblingThatConnectsToAPlugin(t *testing.T) {
 		}
 		lt.greets(p)
 		p.Close()
+	}
+}
+
+// A plugin to which its secret did not come serves the process that started it,
+// here the test or else a shell, and nobody else.
+func TestT07PluginWithoutItsSecretServesItsParentAlone(t *testing.T) {
+	for script, want := range map[string]Code{
+		`exec "$0" </dev/null`:     OK,
+		`"$0" </dev/null; exit $?`: PermissionDenied,
+	} {
+		lt := newLaunchTest(t, "good")
+		lt.wrapped(script)
+		order := &launchOrder{cookie: defaultMagicCookie, transports: []string{"unix"}, dir: lt.cfg.Unix.Dir, stdin: true, secretStdin: true}
+		lt.cmd.Env = append(lt.cmd.Env, launchVar+"="+order.String())
+		ownGroup(lt.cmd)
+		stdout, err := lt.cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := lt.cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		text, err := bufio.NewReader(stdout).ReadString('\n')
+		line, err2 := new(launchScanner).scan([]byte(text))
+		if err != nil || err2 != nil || line == nil {
+			t.Fatalf("%q: %v, %v", text, err, err2)
+		}
+		c, err := Dial(t.Context(), line.uri(), nil)
+		if err == nil {
+			_, err = c.Call(t.Context(), "greet", nil)
+			c.Close()
+		}
+		if CodeOf(err) != want || err != nil && !strings.Contains(err.Error(), "only the process that started it") {
+			t.Errorf("%s: %v", script, err)
+		}
+		if want != OK { // else it ends by itself
+			signalGroup(lt.cmd.Process, syscall.SIGTERM)
+		}
+		lt.cmd.Wait()
+		eventually(t, func() bool { return !lt.alive() })
 	}
 }
 
