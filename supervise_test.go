@@ -253,7 +253,7 @@ func TestCallsGiveUpWaitingForAProcess(t *testing.T) {
 		"Notify": p.Notify(t.Context(), "greet", nil),
 		"DoAll":  p.DoAll(t.Context(), []*Call{{Method: "greet"}, {Method: "greet"}}),
 		"OpenStream": func() error {
-			_, err := p.OpenStream(t.Context(), "x")
+			_, err := p.OpenStream(t.Context(), "greet")
 			return err
 		}(),
 	} {
