@@ -187,6 +187,9 @@ func newConn(nc net.Conn, peer *Peer, theirs *hello, app int, cfg *Config) *Conn
 	}
 	c.raw = rawConnOf(nc)
 	c.limits.calls = min(c.limits.calls, maxCallsBound) // no need to use all that there are
+	// So that a message which is too large is never one that fits a frame: those
+	// are sent without a look at the other limit.
+	c.limits.frame = min(c.limits.frame, c.limits.message)
 	c.calls = newSlotTable[outCall](c.limits.calls)
 	c.serving = newSlotTable[inCall](cfg.slots())
 	c.out = batch.New(nc, batch.Config{Control: c.appendControl, Seal: seal, Failed: c.writeFailed, Timeout: cfg.WriteTimeout})
