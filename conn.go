@@ -93,13 +93,17 @@ type Conn struct {
 // on; nc is closed when the handshake fails. The context bounds the handshake
 // only.
 func NewConn(ctx context.Context, nc net.Conn, cfg *Config) (*Conn, error) {
-	return open(ctx, nc, true, "", cfg.withDefaults())
+	return open(ctx, nc, true, "", cfg.inRole(asDialler).withDefaults())
 }
 
 // open runs the handshake in either role and starts the connection.
-func open(ctx context.Context, nc net.Conn, dialler bool, addr string, cfg *Config) (*Conn, error) {
+func open(ctx context.Context, nc net.Conn, dialler bool, addr string, cfg *Config) (conn *Conn, err error) {
 	if addr == "" {
 		addr = addrURI(nc.RemoteAddr())
+	}
+	if cfg.LogTransport {
+		begun := time.Now()
+		defer func() { cfg.logHandshake(addr, conn, err, time.Since(begun)) }()
 	}
 	peer, err := authorize(nc, dialler, cfg)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os/exec"
 	"slices"
 	"strings"
@@ -33,6 +34,7 @@ type instance struct {
 // startInstance starts a plugin as cmd says and connects to it. cfg is the
 // caller's, without defaults. After an error nothing is left.
 func startInstance(ctx context.Context, cmd *exec.Cmd, cfg *Config) (*instance, error) {
+	cfg = cfg.inRole(asDialler)
 	p := &instance{cfg: cfg.withDefaults(), name: commandName(cmd), done: make(chan struct{}), reported: make(chan struct{})}
 	if phase, err := p.start(ctx, cmd, cfg); err != nil {
 		return nil, p.failed(ctx, phase, err)
@@ -112,6 +114,7 @@ func (p *instance) start(ctx context.Context, cmd *exec.Cmd, cfg *Config) (phase
 		return phaseLine, err
 	}
 	p.selection = selectionOf(offer, line, p.cfg, order)
+	p.cfg.logStep("transport chosen", nil, slog.String("table", p.selection.String()))
 	var dialled Config
 	if cfg != nil {
 		dialled = *cfg

@@ -38,7 +38,7 @@ type endpoint struct {
 // call; see Dial for addresses and cfg, and Config.Pool for the Pool's settings.
 // The Pool is to be closed in the end.
 func NewPool(cfg *Config, addrs ...string) *Pool {
-	p := &Pool{cfg: cfg.withDefaults(), spread: len(addrs) > 1, moving: make(chan struct{}, 1),
+	p := &Pool{cfg: cfg.inRole(asDialler).withDefaults(), spread: len(addrs) > 1, moving: make(chan struct{}, 1),
 		open: make(map[*poolConn]struct{}), changed: make(chan struct{})}
 	size := &p.cfg.Pool.Size
 	if *size <= 0 {

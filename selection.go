@@ -40,7 +40,7 @@ func selectionOf(offer []Candidate, line *launchLine, cfg *Config, asked *launch
 	s := &Selection{Chosen: line.network}
 	order := "this platform's order of preference"
 	if cfg.Transports != nil {
-		order = "the order of Config.Transports"
+		order = "the order of " + cfg.orderName()
 	}
 	passed := false
 	for _, c := range offer {

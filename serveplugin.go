@@ -41,7 +41,7 @@ func ServePlugin(mux *Mux, cfg *Config) error {
 	if text == "" {
 		return ErrNotPlugin
 	}
-	s := &pluginServer{cfg: cfg.withDefaults(), host: make(chan *Conn, 1),
+	s := &pluginServer{cfg: cfg.inRole(asServer).withDefaults(), host: make(chan *Conn, 1),
 		stdinEnd: make(chan struct{}), stdinSecret: make(chan *secret, 1), term: make(chan os.Signal, 1)}
 	signal.Notify(s.term, syscall.SIGTERM)
 	defer signal.Stop(s.term)
@@ -100,7 +100,7 @@ func (s *pluginServer) listen(mux *Mux, text string) (net.Listener, *launchLine,
 	}
 	for _, scheme := range s.order.transports {
 		if s.cfg.Transports != nil && !slices.Contains(s.cfg.Transports, scheme) {
-			skip(scheme, fmt.Sprintf("its Config.Transports allows %q only", s.cfg.Transports))
+			skip(scheme, fmt.Sprintf("its %s allows %q only", s.cfg.orderName(), s.cfg.Transports))
 			continue
 		}
 		cfg := cfg
@@ -131,10 +131,7 @@ func (s *pluginServer) listen(mux *Mux, text string) (net.Listener, *launchLine,
 
 // bindAddr returns the address to listen on with a transport.
 func (s *pluginServer) bindAddr(scheme string) string {
-	switch {
-	case scheme == "tcp":
-		return "tcp://127.0.0.1:0"
-	case scheme == "unix" && s.order.dir != "":
+	if scheme == "unix" && s.order.dir != "" && s.cfg.Unix.Path == "" {
 		return "unix://" + filepath.Join(s.order.dir, "plugin.sock")
 	}
 	return scheme + ":" // an automatic one

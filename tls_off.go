@@ -10,17 +10,20 @@ func (c *Config) checkTLS(bool, string) error {
 	if !c.hasTLS() {
 		return nil
 	}
-	return &Error{Code: Unimplemented, Message: "Config.TLS is set, but this program is built without TLS", Hint: withTLS}
+	return &Error{Code: Unimplemented, Message: "Config.TLS is set, but this program is built without TLS", Hint: errNoTLS.Hint}
 }
-
-const withTLS = "build it without the tag plugwire_notls"
 
 // newAutoTLS says that there is no automatic TLS either.
 func newAutoTLS(string) (TLSConfig, string, error) {
-	return TLSConfig{}, "", &Error{Code: Unimplemented, Message: "this program is built without TLS", Hint: withTLS}
+	return TLSConfig{}, "", errNoTLS
 }
 
 // secure returns nc: checkTLS, which comes first, has refused what it cannot do.
 func (c *Config) secure(nc net.Conn, dialler bool, host string, _ *Peer) (net.Conn, error) {
 	return nc, c.checkTLS(dialler, host)
 }
+
+// setPairPEM and setCAsPEM say that there is nothing here to read certificates.
+func (t *TLSConfig) setPairPEM(cert, key []byte) error { return errNoTLS }
+
+func (t *TLSConfig) setCAsPEM(pem []byte) error { return errNoTLS }

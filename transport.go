@@ -51,7 +51,7 @@ func (c *Config) transportOf(op, addr string) (Transport, error) {
 	}
 	if c.Transports != nil && !slices.Contains(c.Transports, scheme) {
 		return nil, &Error{Code: PermissionDenied, Op: op, Addr: addr,
-			Message: fmt.Sprintf("Config.Transports allows %q only", c.Transports)}
+			Message: fmt.Sprintf("%s allows %q only", c.orderName(), c.Transports)}
 	}
 	if t, ok := c.Custom[scheme]; ok {
 		return t, nil
