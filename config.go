@@ -22,9 +22,11 @@ type Config struct {
 	OnConn func(*Conn) // called for each connection that a Server accepts, after the handshake, before its first call; must not wait for calls of its own
 
 	// Transports are the schemes that may be used, in order of preference
-	// ("unix", "npipe", "tcp", or one of Custom). Nil: what the platform offers, best first.
+	// ("unix", "npipe", "tcp", or one of Custom). Nil: what the platform offers, by
+	// the scores of docs/TRANSPORTS.md.
 	Transports []string
 	Custom     map[string]Transport // further transports, by scheme
+	Need       Need                 // what every connection must have; default nothing
 
 	HandshakeTimeout time.Duration // the whole handshake; default 10 s
 	DialTimeout      time.Duration // connecting, before the handshake; default 10 s

@@ -113,7 +113,7 @@ func init() {
 			}
 			listens(t, "tcp:", "CLIENT_TRANSPORTS", "unix")
 			lt := newLaunchTest(t, "good")
-			lt.cfg.env, lt.cfg.EnvWarnings = fromEnv(t, "CLIENT_TRANSPORTS", "tcp").env, nil
+			lt.cfg.env, lt.cfg.Launch.NoAutoMTLS = fromEnv(t, "CLIENT_TRANSPORTS", "tcp").env, !builtWithTLS
 			if s := lt.launch().Selection(); s.Chosen != "tcp" || !strings.Contains(s.String(), "PWTEST_CLIENT_TRANSPORTS") {
 				t.Error(s)
 			}
@@ -300,7 +300,7 @@ func init() {
 			for _, want := range []string{`level=INFO msg="plugwire: listen" addr=unix:///`, `msg="plugwire: listen failed"`,
 				`msg="plugwire: dial" addr=unix:///`, `msg="plugwire: dial failed" addr=tcp://127.0.0.1:1`,
 				`msg="plugwire: handshake" addr=unix:///`, `msg="plugwire: handshake failed" addr=tcp://127.0.0.1`,
-				`msg="plugwire: transport chosen"`} {
+				`msg="plugwire: transport choice"`} {
 				if !strings.Contains(said, want) {
 					t.Errorf("%s\ndoes not say %s", said, want)
 				}

@@ -120,6 +120,10 @@ func open(ctx context.Context, nc net.Conn, dialler bool, addr string, cfg *Conf
 			refusePeer(ctx, nc2, dialler, cfg, err)
 		}
 	}
+	if why := cfg.Need.lacks(peer, cfg.hasTLS()); err == nil && why != "" {
+		err = &Error{Code: PermissionDenied, Message: "Config." + why}
+		refusePeer(ctx, nc2, dialler, cfg, err)
+	}
 	var theirs *hello
 	var app int
 	if err == nil {

@@ -3,10 +3,8 @@ package plugwire
 import (
 	"bytes"
 	"context"
-	"encoding/base64"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os/exec"
 	"slices"
 	"strings"
@@ -113,39 +111,14 @@ func (p *instance) start(ctx context.Context, cmd *exec.Cmd, cfg *Config) (phase
 	if err := order.check(line); err != nil {
 		return phaseLine, err
 	}
-	p.selection = selectionOf(offer, line, p.cfg, order)
-	p.cfg.logStep("transport chosen", nil, slog.String("table", p.selection.String()))
-	var dialled Config
-	if cfg != nil {
-		dialled = *cfg
-	}
-	if dialled.KeepAlive == 0 {
-		dialled.KeepAlive = defaultKeepAlive
-	}
-	if line.field(lineSecret) != noLineSecret {
-		dialled.secret = order.secret
-	}
-	if order.autoTLS(line.network) {
-		dialled.TLS = auto
-		dialled.TLS.pin = line.cert
-	}
-	proves := dialled.secret != nil || dialled.TLS.pin != ""
-	dialled.vouch = func(peer *Peer) error { return p.vouch(peer, proves) }
-	if p.conn, err = Dial(ctx, line.uri(), &dialled); err != nil {
-		if e := (*Error)(nil); errors.As(err, &e) && e.Op == "handshake" {
-			return phaseHello, err
-		}
-		return phaseConnect, err
-	}
-	return "", nil
+	return p.connect(ctx, cfg, offer, order, line, auto)
 }
 
 // offerTLS adds to order the transports that automatic mutual TLS is for, and
 // returns this side's settings of it.
 func (p *instance) offerTLS(order *launchOrder) (auto TLSConfig, err error) {
-	l := &p.cfg.Launch
 	for _, scheme := range order.transports {
-		if !l.NoAutoMTLS && !p.cfg.hasTLS() && (l.AutoMTLS || scheme != "unix" && scheme != "npipe") {
+		if p.cfg.autoTLS(scheme) {
 			order.tls = append(order.tls, scheme)
 		}
 	}
@@ -182,20 +155,11 @@ func (p *instance) vouch(peer *Peer, proves bool) error {
 // offer lists the transports that may be used, those that cannot with the
 // reason, and makes the directory for the sockets.
 func (p *instance) offer() ([]Candidate, error) {
-	schemes := p.cfg.Transports
-	if schemes == nil {
-		schemes = Transports()
-	}
-	var offer []Candidate
+	offer := p.cfg.candidates(thisPlatform())
 	usable := 0
-	for _, scheme := range schemes {
-		c := Candidate{Transport: scheme}
-		_, known := p.cfg.Custom[scheme]
-		builtin := slices.Contains(Transports(), scheme) // those that can be dialled
-		switch {
-		case scheme == "" || !isScheme(scheme) || !known && !builtin:
-			c.Reason = "this host has no such transport"
-		case scheme == "unix" && p.dir == nil:
+	for i := range offer {
+		c := &offer[i]
+		if c.Reason == "" && c.Transport == "unix" && p.dir == nil {
 			var err error
 			if p.dir, err = newPrivateDir(p.cfg.Unix.Dir); err != nil {
 				c.Reason = "no directory for the socket: " + err.Error()
@@ -204,10 +168,9 @@ func (p *instance) offer() ([]Candidate, error) {
 		if c.Reason == "" {
 			usable++
 		}
-		offer = append(offer, c)
 	}
 	if usable == 0 {
-		return nil, &Error{Code: Unavailable, Message: "no transport can be used:\n" + (&Selection{Candidates: offer}).String()}
+		return nil, &Error{Code: Unavailable, Message: "no transport can be used: " + (&Selection{Candidates: offer}).line()}
 	}
 	return offer, nil
 }
@@ -244,7 +207,7 @@ func (o *launchOrder) check(line *launchLine) error {
 		return &Error{Code: FailedPrecondition, Message: fmt.Sprintf(
 			"the plugin speaks version %d of the application's protocol, this host %v", line.app, o.versions)}
 	}
-	if pin, err := base64.StdEncoding.DecodeString(line.cert); o.autoTLS(line.network) && (err != nil || len(pin) != 32) {
+	if o.autoTLS(line.network) && !isPin(line.cert) {
 		return &Error{Code: FailedPrecondition, Message: "the plugin takes no part in automatic mutual TLS",
 			Hint: "its Config.TLS is set, or it is built without TLS; set Config.TLS here too, or Config.Launch.NoAutoMTLS"}
 	}

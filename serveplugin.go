@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -46,45 +45,44 @@ func ServePlugin(mux *Mux, cfg *Config) error {
 	signal.Notify(s.term, syscall.SIGTERM)
 	defer signal.Stop(s.term)
 	defer func() { awaitHostsEnd(s.brokeOff) }() // the process may end next
-	l, line, err := s.listen(mux, text)
+	line, err := s.listen(mux, text)
 	if err != nil {
 		fmt.Println(refusalLine(err))
 		return err
 	}
 	// One write, so that no other output comes between.
 	if _, err := os.Stdout.WriteString(line.String() + "\n"); err != nil {
-		l.Close()
+		s.listeners.close(nil)
 		s.brokeOff = true
 		return &Error{Code: Unavailable, Op: "launch", Message: "printing the launch line", Err: err}
 	}
 	stdoutToStderr()
-	return s.serve(l)
+	return s.serve()
 }
 
 // pluginServer serves one host.
 type pluginServer struct {
-	cfg      *Config
-	order    *launchOrder
-	srv      *Server
-	once     sync.Once
-	host     chan *Conn    // of capacity 1: the connection of the host
-	stdinEnd chan struct{} // closed by watchStdin when the host is gone
-	term     chan os.Signal
-	brokeOff bool // the connection to the host, stdin or stdout: perhaps the host is gone
+	cfg       *Config
+	order     *launchOrder
+	listeners pluginListeners
+	once      sync.Once
+	host      chan *Conn    // of capacity 1: the connection of the host
+	stdinEnd  chan struct{} // closed by watchStdin when the host is gone
+	term      chan os.Signal
+	brokeOff  bool // the connection to the host, stdin or stdout: perhaps the host is gone
 
-	pinned      bool         // only the host has the key that TLS accepts
 	stdinSecret chan *secret // of capacity 1: what watchStdin found on stdin, or nil
 }
 
-// listen reads the host's order and binds the first transport that can be had.
-func (s *pluginServer) listen(mux *Mux, text string) (net.Listener, *launchLine, error) {
+// listen reads the host's order and binds the transports that can be had.
+func (s *pluginServer) listen(mux *Mux, text string) (*launchLine, error) {
 	var err error
 	if s.order, err = parseLaunchOrder(text); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	line := new(launchLine)
 	if line.app, err = s.order.accept(s.cfg); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if s.order.stdin {
 		go s.watchStdin()
@@ -92,41 +90,7 @@ func (s *pluginServer) listen(mux *Mux, text string) (net.Listener, *launchLine,
 	if s.awaitSecret(); s.order.secret == nil {
 		line.fields = append(line.fields, launchField{lineSecret, noLineSecret})
 	}
-	cfg := *s.cfg
-	cfg.OnConn = s.onConn
-	cfg.secret, cfg.vouch = s.order.secret, s.vouch
-	skip := func(scheme string, why string) {
-		line.fields = append(line.fields, launchField{lineSkip + scheme, why})
-	}
-	for _, scheme := range s.order.transports {
-		if s.cfg.Transports != nil && !slices.Contains(s.cfg.Transports, scheme) {
-			skip(scheme, fmt.Sprintf("its %s allows %q only", s.cfg.orderName(), s.cfg.Transports))
-			continue
-		}
-		cfg := cfg
-		if s.order.autoTLS(scheme) && !cfg.hasTLS() {
-			if cfg.TLS, line.cert, err = newAutoTLS("plugwire plugin"); err != nil {
-				skip(scheme, err.Error())
-				continue
-			}
-			cfg.TLS.pin = s.order.pin
-		}
-		s.srv = &Server{Mux: mux, Config: &cfg}
-		l, err := s.srv.Listen(s.bindAddr(scheme))
-		if err != nil {
-			skip(scheme, err.Error())
-			line.cert = ""
-			continue
-		}
-		s.pinned = cfg.TLS.pin != ""
-		line.network, line.address = scheme, l.Addr().String()
-		return l, line, nil
-	}
-	why := fmt.Sprintf("none of the transports that the host allows can be had: %q", s.order.transports)
-	for _, f := range line.fields {
-		why += "; " + f.value
-	}
-	return nil, nil, &Error{Code: Unavailable, Op: "launch", Message: why}
+	return line, s.bind(mux, line)
 }
 
 // bindAddr returns the address to listen on with a transport.
@@ -149,15 +113,16 @@ func refusalLine(err error) *launchLine {
 	return &launchLine{fields: []launchField{{lineCode, strconv.Itoa(int(code))}, {lineError, text}}}
 }
 
-// onConn takes the first connection as the host's. A plugin has one host: others
-// are closed.
-func (s *pluginServer) onConn(c *Conn) {
+// onConn takes the first connection as the host's, and closes the listeners that
+// it did not come by. A plugin has one host: others are closed.
+func (s *pluginServer) onConn(c *Conn, by *Server) {
 	taken := true
 	s.once.Do(func() { taken = false })
 	if taken {
 		go c.Close()
 		return
 	}
+	s.listeners.close(by)
 	if s.cfg.OnConn != nil {
 		s.cfg.OnConn(c)
 	}
@@ -165,11 +130,11 @@ func (s *pluginServer) onConn(c *Conn) {
 }
 
 // serve serves until the host is done.
-func (s *pluginServer) serve(l net.Listener) error {
+func (s *pluginServer) serve() error {
 	served := make(chan struct{})
 	var serveErr error
 	go func() {
-		serveErr = s.srv.Serve(l)
+		serveErr = s.listeners.serve()
 		close(served)
 	}()
 	err := s.untilEnd(served)
@@ -182,10 +147,7 @@ func (s *pluginServer) serve(l net.Listener) error {
 		case <-ctx.Done():
 		}
 	}()
-	if s.srv.Shutdown(ctx) != nil {
-		s.srv.Close()
-	}
-	l.Close() // also when Serve had not begun
+	s.listeners.shutdown(ctx)
 	<-served
 	if err == nil && !errors.Is(serveErr, ErrServerClosed) {
 		err = serveErr
@@ -263,8 +225,8 @@ func (s *pluginServer) awaitSecret() {
 
 // vouch decides whether a peer can be the host. One that does not prove that it
 // knows the secret or has the pinned key must be the process that started this one.
-func (s *pluginServer) vouch(p *Peer) error {
-	if s.order.secret != nil || s.pinned || p.PID > 0 && p.PID == os.Getppid() {
+func (s *pluginServer) vouch(p *Peer, pinned bool) error {
+	if s.order.secret != nil || pinned || p.PID > 0 && p.PID == os.Getppid() {
 		return nil
 	}
 	return &Error{Code: PermissionDenied, Message: "this plugin did not get the one-time secret, and then only the process that started it may connect, over a Unix socket",

@@ -4,6 +4,8 @@ package plugwire
 
 import "net"
 
+const builtWithTLS = false
+
 // checkTLS refuses a Config with TLS: this build has none, and what was to be
 // encrypted must not go out in plain.
 func (c *Config) checkTLS(bool, string) error {

@@ -57,6 +57,12 @@ func (c *Config) transportOf(op, addr string) (Transport, error) {
 		return t, nil
 	}
 	if t, ok := builtinTransports[scheme]; ok {
+		if _, known := transportTraits[scheme]; known { // of others, a connection tells
+			if why := c.misses(scheme, c.hasTLS(), thisPlatform()); why != "" {
+				return nil, &Error{Code: PermissionDenied, Op: op, Addr: addr, Message: "Config." + why,
+					Hint: "use another address, or set Config.TLS: that is encrypted, and verifies the peer"}
+			}
+		}
 		return t, nil
 	}
 	return nil, &Error{Code: Unimplemented, Op: op, Addr: addr, Message: fmt.Sprintf("no transport %q", scheme),

@@ -117,6 +117,9 @@ var troubles = map[string]func(*testing.T) error{
 	"Configuration/transport not allowed": func(t *testing.T) error {
 		return dialTrouble(t, "tcp://127.0.0.1:1", &Config{Transports: []string{"unix"}})
 	},
+	"Configuration/need not met": func(t *testing.T) error {
+		return dialTrouble(t, "tcp://127.0.0.1:1", &Config{Need: Need{Encrypted: true}})
+	},
 
 	"Handshake/wrong protocol": func(t *testing.T) error {
 		return dialTrouble(t, "tcp://"+answers(t, "HTTP/1.1 400 Bad Request\r\n\r\n").String(), nil)
@@ -181,6 +184,15 @@ var troubles = map[string]func(*testing.T) error{
 		return launchTrouble(t, "impostor", func(lt *launchTest) {
 			lt.cmd.Env = append(lt.cmd.Env, impostorEnv+"=1|0|unix|"+l.Addr().String()+"|plugwire|")
 		})
+	},
+	"Starting a plugin/no transport": func(t *testing.T) error {
+		return launchTrouble(t, "good", func(lt *launchTest) { lt.cfg.Transports = []string{"warp"} })
+	},
+	"Starting a plugin/no common transport": func(t *testing.T) error {
+		return launchTrouble(t, "only tcp", func(lt *launchTest) { lt.cfg.Transports = []string{"unix"} })
+	},
+	"Starting a plugin/no address can be dialled": func(t *testing.T) error {
+		return launchTrouble(t, "fails", func(lt *launchTest) { lt.cmd.Env = append(lt.cmd.Env, failsEnv+"=dial unix, dial tcp") })
 	},
 	"Starting a plugin/the address is dead": func(t *testing.T) error { return launchTrouble(t, "dead address", nil) },
 }
