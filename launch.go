@@ -6,6 +6,8 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"net"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -20,6 +22,8 @@ type instance struct {
 	cfg       *Config     // with defaults
 	name      string      // the command, for errors
 	dir       *privateDir // the socket's, or nil
+	pair      net.Conn    // this side's end of a socketpair, or nil
+	passed    *os.File    // the plugin's
 	proc      *process
 	conn      *Conn
 	selection *Selection
@@ -89,19 +93,26 @@ func (p *instance) start(ctx context.Context, cmd *exec.Cmd, cfg *Config) (phase
 	if err != nil {
 		return phasePrepare, err
 	}
-	order := &launchOrder{cookie: p.cfg.Launch.MagicCookie, dir: p.dir.name(), versions: p.cfg.Versions, stdin: true,
-		secret: newSecret(), secretStdin: !p.cfg.Launch.SecretInEnv}
+	order := &launchOrder{cookie: p.cfg.Launch.MagicCookie, dir: p.dir.name(), versions: p.cfg.Versions, stdin: true}
 	for _, c := range offer {
 		if c.Reason == "" {
 			order.transports = append(order.transports, c.Transport)
 		}
 	}
-	p.secret = order.secret
+	if !order.overStdio() {
+		p.secret = newSecret()
+		order.secret, order.secretStdin = p.secret, !p.cfg.Launch.SecretInEnv
+	}
 	auto, err := p.offerTLS(order)
 	if err != nil {
 		return phasePrepare, err
 	}
-	if p.proc, err = startProcess(cmd, order, p.cfg); err != nil {
+	order.passed = p.passed
+	p.proc, err = startProcess(cmd, order, p.cfg)
+	if p.passed != nil {
+		p.passed.Close()
+	}
+	if err != nil {
 		return phaseStart, err
 	}
 	line, err := p.awaitLine(ctx)
@@ -126,8 +137,18 @@ func (p *instance) start(ctx context.Context, cmd *exec.Cmd, cfg *Config) (phase
 		dialled.TLS = auto
 		dialled.TLS.pin = line.cert
 	}
-	proves := dialled.secret != nil || dialled.TLS.pin != ""
-	dialled.vouch = func(peer *Peer) error { return p.vouch(peer, proves) }
+	switch {
+	case order.overStdio():
+		dialled.Custom = inheritedOnly(stdioScheme, p.proc.wire)
+	case p.pair != nil && line.network == socketpairScheme:
+		dialled.Custom = inheritedOnly(socketpairScheme, p.pair)
+	case p.pair != nil:
+		p.pair.Close()
+	}
+	if !order.overStdio() { // else nobody has the other ends of its pipes
+		proves := dialled.secret != nil || dialled.TLS.pin != ""
+		dialled.vouch = func(peer *Peer) error { return p.vouch(peer, proves) }
+	}
 	if p.conn, err = Dial(ctx, line.uri(), &dialled); err != nil {
 		if e := (*Error)(nil); errors.As(err, &e) && e.Op == "handshake" {
 			return phaseHello, err
@@ -142,7 +163,7 @@ func (p *instance) start(ctx context.Context, cmd *exec.Cmd, cfg *Config) (phase
 func (p *instance) offerTLS(order *launchOrder) (auto TLSConfig, err error) {
 	l := &p.cfg.Launch
 	for _, scheme := range order.transports {
-		if !l.NoAutoMTLS && !p.cfg.hasTLS() && (l.AutoMTLS || scheme != "unix" && scheme != "npipe") {
+		if !l.NoAutoMTLS && !p.cfg.hasTLS() && (l.AutoMTLS || !slices.Contains(privateSchemes, scheme)) {
 			order.tls = append(order.tls, scheme)
 		}
 	}
@@ -151,6 +172,10 @@ func (p *instance) offerTLS(order *launchOrder) (auto TLSConfig, err error) {
 	}
 	return auto, err
 }
+
+// privateSchemes are those over which nobody but the two ends can read or write.
+// (Over stdio that is up to the command.)
+var privateSchemes = []string{"unix", "npipe", stdioScheme, socketpairScheme}
 
 // vouch decides whether the peer can be the plugin: it is the process that was
 // started or, when it is going to prove that it knows the secret or has the
@@ -190,6 +215,14 @@ func (p *instance) offer() ([]Candidate, error) {
 		_, known := p.cfg.Custom[scheme]
 		builtin := slices.Contains(Transports(), scheme) // those that can be dialled
 		switch {
+		case scheme == socketpairScheme && !known && haveSocketpair && p.pair == nil:
+			var err error
+			if p.pair, p.passed, err = newSocketpair(); err != nil {
+				c.Reason = err.Error()
+			}
+		case scheme == stdioScheme && !known && len(schemes) == 1:
+		case scheme == stdioScheme && !known:
+			c.Reason = "it must be the only transport: the plugin learns everything on stdin then"
 		case scheme == "" || !isScheme(scheme) || !known && !builtin:
 			c.Reason = "this host has no such transport"
 		case scheme == "unix" && p.dir == nil:
@@ -253,6 +286,7 @@ func (p *instance) failed(ctx context.Context, phase string, err error) error {
 	e := &Error{Code: CodeOf(err), Op: "launch", Addr: p.name, Message: phase, Err: err}
 	var saw, status string
 	if p.proc != nil {
+		p.proc.stdout.abandon()
 		exited := p.proc.ended(p.grace(ctx, err))
 		p.proc.stdin.Close()
 		if (exited || p.proc.kill()) && phase == phaseLine {
@@ -266,6 +300,10 @@ func (p *instance) failed(ctx context.Context, phase string, err error) error {
 		}
 	}
 	p.dir.remove()
+	if p.pair != nil {
+		p.pair.Close()
+		p.passed.Close()
+	}
 	p.explain(e, err, saw)
 	if status != "" && (e.Err == nil || e.Err != p.proc.err) {
 		e.Message += "; " + status
@@ -346,6 +384,9 @@ func (p *instance) stderrEnd(known string) string {
 // redact removes the one-time secret from what a process printed: one that is
 // no plugin may well repeat its stdin.
 func (p *instance) redact(text string) string {
+	if p.secret == nil {
+		return text
+	}
 	return strings.ReplaceAll(text, strings.TrimSpace(p.secret.text()), "[one-time secret]")
 }
 

@@ -2,6 +2,7 @@ package plugwire
 
 import (
 	"fmt"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -37,6 +38,9 @@ type launchOrder struct {
 	secret      *secret
 	secretStdin bool
 
+	fd     int      // fd: the descriptor of the plugin's end of a socketpair, or 0
+	passed *os.File // the host's file of that
+
 	tls []string // tls: the transports, of those allowed, that are encrypted by automatic mutual TLS
 	pin string   // pin: of the host's key for that, see keyPin
 }
@@ -65,6 +69,9 @@ func (o *launchOrder) String() string {
 	if o.host != 0 {
 		fields = append(fields, launchField{"host", strconv.Itoa(o.host)})
 	}
+	if o.fd != 0 {
+		fields = append(fields, launchField{"fd", strconv.Itoa(o.fd)})
+	}
 	if o.deathSignal {
 		fields = append(fields, launchField{"deathsig", "own"})
 	}
@@ -78,6 +85,16 @@ func (o *launchOrder) String() string {
 		fields = append(fields, launchField{"tls", strings.Join(o.tls, ",")}, launchField{"pin", o.pin})
 	}
 	return string(appendFields([]byte(launchVarVersion), fields))
+}
+
+// overStdio reports whether the connection is stdin and stdout. That must be known
+// beforehand, so no other transport is offered with it.
+func (o *launchOrder) overStdio() bool { return slices.Equal(o.transports, []string{stdioScheme}) }
+
+// forStdin formats what is told on stdin, perhaps to a process on another machine.
+func (o *launchOrder) forStdin() string {
+	far := launchOrder{cookie: o.cookie, transports: o.transports, versions: o.versions, tls: o.tls, pin: o.pin}
+	return far.String()
 }
 
 // autoTLS reports whether the transport is one of o.tls.
@@ -126,6 +143,10 @@ func parseLaunchOrder(s string) (*launchOrder, error) {
 		case "host":
 			if o.host, err = strconv.Atoi(f.value); err != nil {
 				return nil, bad("host", f.value)
+			}
+		case "fd":
+			if o.fd, err = strconv.Atoi(f.value); err != nil || o.fd < 3 {
+				return nil, bad("fd", f.value)
 			}
 		case "tls":
 			o.tls = splitList(f.value)

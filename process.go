@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -28,7 +29,8 @@ const (
 type process struct {
 	cfg    *LaunchConfig // with defaults
 	cmd    *exec.Cmd
-	stdin  io.Closer // open while the plugin is wanted: its end tells the plugin to end
+	stdin  io.Closer  // open while the plugin is wanted: its end tells the plugin to end
+	wire   *stdioConn // the connection, where it is stdin and stdout; else nil
 	stdout launchOutput
 	stderr stderrOutput
 
@@ -56,6 +58,10 @@ func startProcess(template *exec.Cmd, order *launchOrder, cfg *Config) (*process
 		Stderr:      &p.stderr,
 		WaitDelay:   pipeGrace,
 	}
+	if order.passed != nil {
+		p.cmd.ExtraFiles = append(slices.Clip(p.cmd.ExtraFiles), order.passed)
+		order.fd = 2 + len(p.cmd.ExtraFiles)
+	}
 	order.host, order.ownGroup, order.deathSignal = os.Getpid(), ownGroup(p.cmd), dieWithParent(p.cmd)
 	p.cmd.Env = append(launchEnviron(template, p.cfg), launchVar+"="+order.String())
 	stdin, err := p.cmd.StdinPipe()
@@ -63,13 +69,22 @@ func startProcess(template *exec.Cmd, order *launchOrder, cfg *Config) (*process
 		return nil, err
 	}
 	p.stdin = stdin
+	if order.overStdio() {
+		if p.wire, err = hostStdio(stdin, &p.stdout); err != nil {
+			return nil, err
+		}
+		p.stdin = p.wire
+	}
 	started := make(chan error, 1)
 	go p.run(started)
 	if err := <-started; err != nil {
 		return nil, err // the pipes are closed
 	}
-	if order.secretStdin {
-		io.WriteString(stdin, order.secret.text()) // it fits the pipe; a process that has ended is noticed below
+	switch { // what is written fits the pipe; a process that has ended is noticed below
+	case order.overStdio():
+		io.WriteString(stdin, launchVar+"="+order.forStdin()+"\n")
+	case order.secretStdin:
+		io.WriteString(stdin, order.secret.text())
 	}
 	if len(p.cfg.ForwardSignals) > 0 {
 		forwarded := make(chan os.Signal, 8)

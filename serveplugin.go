@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -21,6 +22,12 @@ import (
 // must not have printed more than 1 MiB to stdout before, and read nothing from
 // stdin. What is printed to stdout afterwards goes to stderr: on Unix the
 // descriptor 1 is moved there, for good, and on Windows the standard handle.
+//
+// In a process that got no order from a host in its environment it looks at stdin,
+// if that is a pipe or a socket, since a host that launches "ssh HOST PLUGIN" with
+// the transport "stdio" sends its order there. What comes instead of one is put
+// back. A stdin that stays silent is waited for: a second, or StartTimeout when
+// Config.Transports names "stdio", or not at all when it names only others.
 //
 // It returns nil after an orderly end: the host closed the connection or ended
 // itself, or this process got SIGTERM. Requests that were received are then
@@ -36,23 +43,29 @@ import (
 // group it gets SIGTERM, and on Windows it stays), and the process itself, if it
 // is still there, after that time. Requests are then finished for at most half of it.
 func ServePlugin(mux *Mux, cfg *Config) error {
-	text := os.Getenv(launchVar)
-	os.Unsetenv(launchVar)
-	if text == "" {
-		return ErrNotPlugin
-	}
-	s := &pluginServer{cfg: cfg.withDefaults(), host: make(chan *Conn, 1),
+	s := &pluginServer{cfg: cfg.withDefaults(), stdout: os.Stdout, host: make(chan *Conn, 1),
 		stdinEnd: make(chan struct{}), stdinSecret: make(chan *secret, 1), term: make(chan os.Signal, 1)}
+	err := s.readOrder()
+	if err == ErrNotPlugin {
+		return err
+	}
 	signal.Notify(s.term, syscall.SIGTERM)
 	defer signal.Stop(s.term)
 	defer func() { awaitHostsEnd(s.brokeOff) }() // the process may end next
-	l, line, err := s.listen(mux, text)
+	if s.wire != nil {
+		defer s.wire.Close()
+	}
+	var l net.Listener
+	var line *launchLine
+	if err == nil {
+		l, line, err = s.listen(mux)
+	}
 	if err != nil {
-		fmt.Println(refusalLine(err))
+		fmt.Fprintln(s.stdout, refusalLine(err))
 		return err
 	}
 	// One write, so that no other output comes between.
-	if _, err := os.Stdout.WriteString(line.String() + "\n"); err != nil {
+	if _, err := io.WriteString(s.stdout, line.String()+"\n"); err != nil {
 		l.Close()
 		s.brokeOff = true
 		return &Error{Code: Unavailable, Op: "launch", Message: "printing the launch line", Err: err}
@@ -61,10 +74,41 @@ func ServePlugin(mux *Mux, cfg *Config) error {
 	return s.serve(l)
 }
 
+// launched says that ServePlugin was called: what stdin begins with is asked once.
+var launched atomic.Bool
+
+// readOrder reads what the host has to tell: from the environment, or from stdin.
+func (s *pluginServer) readOrder() (err error) {
+	text := os.Getenv(launchVar)
+	os.Unsetenv(launchVar)
+	if again := launched.Swap(true); again && text == "" {
+		return ErrNotPlugin
+	}
+	if text != "" {
+		if s.order, err = parseLaunchOrder(text); err != nil || !s.order.overStdio() {
+			return err
+		}
+	}
+	if text, err = orderFromStdin(s.stdinWait()); text == "" && err == nil {
+		return ErrNotPlugin
+	}
+	if err != nil {
+		return &Error{Code: Unavailable, Op: "launch", Message: "putting back what was read of stdin", Err: err}
+	}
+	if s.wire, err = takeStdio(); err != nil {
+		return err
+	}
+	s.stdout = s.wire
+	s.order, err = parseLaunchOrder(text)
+	return err
+}
+
 // pluginServer serves one host.
 type pluginServer struct {
 	cfg      *Config
 	order    *launchOrder
+	stdout   io.Writer  // for the launch line
+	wire     *stdioConn // or nil, see transport_stdio.go
 	srv      *Server
 	once     sync.Once
 	host     chan *Conn    // of capacity 1: the connection of the host
@@ -76,12 +120,20 @@ type pluginServer struct {
 	stdinSecret chan *secret // of capacity 1: what watchStdin found on stdin, or nil
 }
 
-// listen reads the host's order and binds the first transport that can be had.
-func (s *pluginServer) listen(mux *Mux, text string) (net.Listener, *launchLine, error) {
-	var err error
-	if s.order, err = parseLaunchOrder(text); err != nil {
-		return nil, nil, err
+// stdinWait is how long the host's order may take to come on stdin. A program that
+// nobody launched may have a silent pipe there, and be held up for as long.
+func (s *pluginServer) stdinWait() time.Duration {
+	switch {
+	case s.cfg.Transports == nil:
+		return min(time.Second, s.cfg.Launch.StartTimeout)
+	case slices.Contains(s.cfg.Transports, stdioScheme):
+		return s.cfg.Launch.StartTimeout
 	}
+	return 0
+}
+
+// listen binds the first transport that can be had.
+func (s *pluginServer) listen(mux *Mux) (_ net.Listener, _ *launchLine, err error) {
 	line := new(launchLine)
 	if line.app, err = s.order.accept(s.cfg); err != nil {
 		return nil, nil, err
@@ -89,12 +141,15 @@ func (s *pluginServer) listen(mux *Mux, text string) (net.Listener, *launchLine,
 	if s.order.stdin {
 		go s.watchStdin()
 	}
-	if s.awaitSecret(); s.order.secret == nil {
+	if s.awaitSecret(); s.order.secret == nil && s.wire == nil {
 		line.fields = append(line.fields, launchField{lineSecret, noLineSecret})
 	}
 	cfg := *s.cfg
 	cfg.OnConn = s.onConn
 	cfg.secret, cfg.vouch = s.order.secret, s.vouch
+	if s.wire != nil {
+		cfg.Custom = inheritedOnly(stdioScheme, s.wire)
+	}
 	skip := func(scheme string, why string) {
 		line.fields = append(line.fields, launchField{lineSkip + scheme, why})
 	}
@@ -104,6 +159,14 @@ func (s *pluginServer) listen(mux *Mux, text string) (net.Listener, *launchLine,
 			continue
 		}
 		cfg := cfg
+		if scheme == socketpairScheme && s.order.fd != 0 {
+			nc, err := inheritedSocketpair(s.order.fd)
+			if err != nil {
+				skip(scheme, err.Error())
+				continue
+			}
+			cfg.Custom = inheritedOnly(scheme, nc)
+		}
 		if s.order.autoTLS(scheme) && !cfg.hasTLS() {
 			if cfg.TLS, line.cert, err = newAutoTLS("plugwire plugin"); err != nil {
 				skip(scheme, err.Error())
@@ -267,7 +330,7 @@ func (s *pluginServer) awaitSecret() {
 // vouch decides whether a peer can be the host. One that does not prove that it
 // knows the secret or has the pinned key must be the process that started this one.
 func (s *pluginServer) vouch(p *Peer) error {
-	if s.order.secret != nil || s.pinned || p.PID > 0 && p.PID == os.Getppid() {
+	if s.order.secret != nil || s.pinned || s.wire != nil || p.PID > 0 && p.PID == os.Getppid() {
 		return nil
 	}
 	return &Error{Code: PermissionDenied, Message: "this plugin did not get the one-time secret, and then only the process that started it may connect, over a Unix socket",
