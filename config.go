@@ -166,6 +166,11 @@ type LaunchConfig struct {
 	// counts where TLS is set: then that is used.
 	AutoMTLS, NoAutoMTLS bool
 
+	// Detach is how long a plugin lives on whose host is gone without having ended
+	// it: so long another may Reattach. It then has no more who reads what it prints.
+	// Default: it ends with its host, and that within a second.
+	Detach time.Duration
+
 	// SecretInEnv has the one-time secret, which host and plugin prove to each
 	// other, travel in the environment rather than on the plugin's stdin: for a
 	// plugin behind a wrapper that does not pass its stdin on. Whoever may read

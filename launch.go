@@ -29,6 +29,8 @@ type instance struct {
 	selection *Selection
 	secret    *secret // for redact
 
+	attachment Attachment // or empty
+
 	done     chan struct{} // closed by watch, when everything is gone
 	err      error         // how it ended; read after done
 	reported chan struct{} // closed when that is in an event
@@ -37,12 +39,16 @@ type instance struct {
 // startInstance starts a plugin as cmd says and connects to it. cfg is the
 // caller's, without defaults. After an error nothing is left.
 func startInstance(ctx context.Context, cmd *exec.Cmd, cfg *Config) (*instance, error) {
-	p := &instance{cfg: cfg.withDefaults(), name: commandName(cmd), done: make(chan struct{}), reported: make(chan struct{})}
+	p := newInstance(commandName(cmd), cfg)
 	if phase, err := p.start(ctx, cmd, cfg); err != nil {
 		return nil, p.failed(ctx, phase, err)
 	}
 	go p.watch()
 	return p, nil
+}
+
+func newInstance(name string, cfg *Config) *instance {
+	return &instance{cfg: cfg.withDefaults(), name: name, done: make(chan struct{}), reported: make(chan struct{})}
 }
 
 // checkTemplate refuses a command that cannot be a template.
@@ -93,7 +99,7 @@ func (p *instance) start(ctx context.Context, cmd *exec.Cmd, cfg *Config) (phase
 	if err != nil {
 		return phasePrepare, err
 	}
-	order := &launchOrder{cookie: p.cfg.Launch.MagicCookie, dir: p.dir.name(), versions: p.cfg.Versions, stdin: true}
+	order := &launchOrder{cookie: p.cfg.Launch.MagicCookie, dir: p.dir.name(), versions: p.cfg.Versions, stdin: true, detach: p.cfg.Launch.Detach}
 	for _, c := range offer {
 		if c.Reason == "" {
 			order.transports = append(order.transports, c.Transport)
@@ -155,7 +161,24 @@ func (p *instance) start(ctx context.Context, cmd *exec.Cmd, cfg *Config) (phase
 		}
 		return phaseConnect, err
 	}
-	return "", nil
+	return "", p.attach(line, &dialled)
+}
+
+// attach notes what it takes to find a plugin again that may outlive this process.
+func (p *instance) attach(line *launchLine, dialled *Config) (err error) {
+	if p.cfg.Launch.Detach <= 0 {
+		return nil
+	}
+	a := Attachment{Address: line.uri(), Pid: p.pid(), Pin: dialled.TLS.pin}
+	if dialled.secret != nil {
+		a.Secret = strings.TrimSpace(dialled.secret.text())
+	}
+	if a.Pin != "" {
+		a.Key, err = dialled.TLS.autoTLSKey()
+	}
+	a.Started, _ = startedAt(a.Pid) // or nobody knows
+	p.attachment = a
+	return err
 }
 
 // offerTLS adds to order the transports that automatic mutual TLS is for, and
@@ -212,9 +235,12 @@ func (p *instance) offer() ([]Candidate, error) {
 	usable := 0
 	for _, scheme := range schemes {
 		c := Candidate{Transport: scheme}
+		inherits := scheme == stdioScheme || scheme == socketpairScheme && haveSocketpair
 		_, known := p.cfg.Custom[scheme]
 		builtin := slices.Contains(Transports(), scheme) // those that can be dialled
 		switch {
+		case inherits && !known && p.cfg.Launch.Detach > 0:
+			c.Reason = "who reattaches could not connect: Config.Launch.Detach is set"
 		case scheme == socketpairScheme && !known && haveSocketpair && p.pair == nil:
 			var err error
 			if p.pair, p.passed, err = newSocketpair(); err != nil {
@@ -435,7 +461,7 @@ func (p *instance) ending(killed bool) error {
 }
 
 // pid returns the process id, also after the end.
-func (p *instance) pid() int { return p.proc.cmd.Process.Pid }
+func (p *instance) pid() int { return p.proc.os.Pid }
 
 // failure returns why the plugin ended other than it should, or nil. A process
 // may exit with status 0 because this side has given its connection up.

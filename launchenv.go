@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // launchVar is the one environment variable in which a host tells its plugin
@@ -41,6 +42,8 @@ type launchOrder struct {
 	fd     int      // fd: the descriptor of the plugin's end of a socketpair, or 0
 	passed *os.File // the host's file of that
 
+	detach time.Duration // detach: how long the plugin lives on without a host that did not end it
+
 	tls []string // tls: the transports, of those allowed, that are encrypted by automatic mutual TLS
 	pin string   // pin: of the host's key for that, see keyPin
 }
@@ -71,6 +74,9 @@ func (o *launchOrder) String() string {
 	}
 	if o.fd != 0 {
 		fields = append(fields, launchField{"fd", strconv.Itoa(o.fd)})
+	}
+	if o.detach > 0 {
+		fields = append(fields, launchField{"detach", o.detach.String()})
 	}
 	if o.deathSignal {
 		fields = append(fields, launchField{"deathsig", "own"})
@@ -143,6 +149,10 @@ func parseLaunchOrder(s string) (*launchOrder, error) {
 		case "host":
 			if o.host, err = strconv.Atoi(f.value); err != nil {
 				return nil, bad("host", f.value)
+			}
+		case "detach":
+			if o.detach, err = time.ParseDuration(f.value); err != nil {
+				return nil, bad("detach", f.value)
 			}
 		case "fd":
 			if o.fd, err = strconv.Atoi(f.value); err != nil || o.fd < 3 {

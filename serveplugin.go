@@ -37,6 +37,9 @@ import (
 // transport that can be had here, or does not connect within
 // Config.Launch.StartTimeout. The host gets the same text.
 //
+// A plugin that is to outlive its host (Config.Launch.Detach) goes on when the host's
+// connection breaks, and returns nil when no host has come back within that time.
+//
 // It never ends the process. But a process whose host is gone, which is seen by
 // its stdin from before main begins, has 300 ms: what it has started and
 // left in its process group is killed at once (where the system cannot list a
@@ -110,8 +113,9 @@ type pluginServer struct {
 	stdout   io.Writer  // for the launch line
 	wire     *stdioConn // or nil, see transport_stdio.go
 	srv      *Server
-	once     sync.Once
-	host     chan *Conn    // of capacity 1: the connection of the host
+	host     chan *Conn // of capacity 1: the connection of the host
+	hostMu   sync.Mutex
+	current  *Conn         // the last of those
 	stdinEnd chan struct{} // closed by watchStdin when the host is gone
 	term     chan os.Signal
 	brokeOff bool // the connection to the host, stdin or stdout: perhaps the host is gone
@@ -216,11 +220,15 @@ func refusalLine(err error) *launchLine {
 }
 
 // onConn takes the first connection as the host's. A plugin has one host: others
-// are closed.
+// are closed, unless it is to outlive that one, and it is gone.
 func (s *pluginServer) onConn(c *Conn) {
-	taken := true
-	s.once.Do(func() { taken = false })
-	if taken {
+	s.hostMu.Lock()
+	free := s.free()
+	if free {
+		s.current = c
+	}
+	s.hostMu.Unlock()
+	if !free { // it was when vouch looked
 		go c.Close()
 		return
 	}
@@ -228,6 +236,15 @@ func (s *pluginServer) onConn(c *Conn) {
 		s.cfg.OnConn(c)
 	}
 	s.host <- c
+}
+
+// hostEndGrace is how long the end of a host's connection may take to be seen
+// here when another host has seen its end and comes.
+const hostEndGrace = time.Second
+
+// free reports whether there is no host. Called with hostMu held.
+func (s *pluginServer) free() bool {
+	return s.current == nil || s.order.detach > 0 && closedWithin(s.current.Done(), hostEndGrace)
 }
 
 // serve serves until the host is done.
@@ -262,36 +279,50 @@ func (s *pluginServer) serve(l net.Listener) error {
 // untilEnd waits for the host to connect and then for a reason to end, and
 // returns the error of ServePlugin.
 func (s *pluginServer) untilEnd(served <-chan struct{}) error {
-	timer := time.NewTimer(s.cfg.Launch.StartTimeout)
+	wait, gone := s.cfg.Launch.StartTimeout, s.stdinEnd
+	if s.order.detach > 0 { // also before it connects: it may have done its part of that, and have ended
+		wait, gone = max(wait, s.order.detach), nil
+	}
+	timer := time.NewTimer(wait)
 	defer timer.Stop()
-	var host *Conn
-	select {
-	case host = <-s.host:
-	case <-s.term:
-		return nil
-	case <-served:
-		return nil
-	case <-s.stdinEnd:
+	for again := false; ; again = true {
+		var host *Conn
 		select {
 		case host = <-s.host:
-		default:
-			s.brokeOff = true
-			return &Error{Code: Unavailable, Op: "launch", Message: "the host ended before it connected"}
+		case <-s.term:
+			return nil
+		case <-served:
+			return nil
+		case <-gone:
+			select {
+			case host = <-s.host:
+			default:
+				s.brokeOff = true
+				return &Error{Code: Unavailable, Op: "launch", Message: "the host ended before it connected"}
+			}
+		case <-timer.C:
+			if again {
+				return nil
+			}
+			return &Error{Code: DeadlineExceeded, Op: "launch", Message: fmt.Sprintf(
+				"the host did not connect within %v", wait)}
 		}
-	case <-timer.C:
-		return &Error{Code: DeadlineExceeded, Op: "launch", Message: fmt.Sprintf(
-			"the host did not connect within %v", s.cfg.Launch.StartTimeout)}
+		select {
+		case <-host.Done():
+			s.brokeOff = !saidGoodbye(host)
+		case <-s.term:
+			return nil
+		case <-served:
+			return nil
+		case <-gone:
+			s.brokeOff = !saidGoodbye(host)
+			return nil
+		}
+		if !s.brokeOff || s.order.detach <= 0 {
+			return unlessGone(host.Err())
+		}
+		timer.Reset(s.order.detach)
 	}
-	select {
-	case <-host.Done():
-		s.brokeOff = !saidGoodbye(host)
-		return unlessGone(host.Err())
-	case <-s.term:
-	case <-served:
-	case <-s.stdinEnd:
-		s.brokeOff = !saidGoodbye(host)
-	}
-	return nil
 }
 
 // saidGoodbye reports whether a connection has ended because one side wanted it,
@@ -330,6 +361,12 @@ func (s *pluginServer) awaitSecret() {
 // vouch decides whether a peer can be the host. One that does not prove that it
 // knows the secret or has the pinned key must be the process that started this one.
 func (s *pluginServer) vouch(p *Peer) error {
+	s.hostMu.Lock()
+	free := s.free()
+	s.hostMu.Unlock()
+	if !free {
+		return &Error{Code: FailedPrecondition, Message: "this plugin has a host"}
+	}
 	if s.order.secret != nil || s.pinned || s.wire != nil || p.PID > 0 && p.PID == os.Getppid() {
 		return nil
 	}
