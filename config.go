@@ -24,6 +24,10 @@ type Config struct {
 	// Transports are the schemes that may be used, in order of preference
 	// ("unix", "npipe", "tcp", or one of Custom). Nil: what the platform offers, by
 	// the scores of docs/TRANSPORTS.md.
+	// Launch has two more, with which nothing listens and which have to be asked for:
+	// "socketpair" (Unix), of which the plugin inherits one end, and "stdio", the
+	// plugin's stdin and stdout, for a command that runs it elsewhere ("ssh HOST
+	// PLUGIN", "docker exec -i ..."). "stdio" must be the only one.
 	Transports []string
 	Custom     map[string]Transport // further transports, by scheme
 	Need       Need                 // what every connection must have; default nothing
@@ -186,12 +190,17 @@ type LaunchConfig struct {
 	// then no longer end this process by themselves.
 	ForwardSignals []os.Signal
 
-	// AutoMTLS has a plugin's connection encrypted over Unix sockets and named
-	// pipes too. By default it is over all other transports: host and plugin make a key each for
+	// AutoMTLS has a plugin's connection encrypted over Unix sockets, named pipes,
+	// socketpairs and stdio too. By default it is over all other transports: host and plugin make a key each for
 	// the launch, and accept no other than the other's. NoAutoMTLS has it in plain
 	// over those too; who is there is still proven with a one-time secret. Neither
 	// counts where TLS is set: then that is used.
 	AutoMTLS, NoAutoMTLS bool
+
+	// Detach is how long a plugin lives on whose host is gone without having ended
+	// it: so long another may Reattach. It then has no more who reads what it prints.
+	// Default: it ends with its host, and that within a second.
+	Detach time.Duration
 
 	// SecretInEnv has the one-time secret, which host and plugin prove to each
 	// other, travel in the environment rather than on the plugin's stdin: for a

@@ -27,6 +27,8 @@ import (
 // was made for this launch), and this process after hostGrace, whatever it does: time
 // for ServePlugin to end in order, and for what the program does then.
 //
+// One that is to outlive its host (Config.Launch.Detach) does none of this.
+//
 // Windows has no groups: there the process waits for the host's, and ends itself
 // alone. Elsewhere ServePlugin ends by the connection or by stdin, and that is all.
 
@@ -39,7 +41,9 @@ var hostGone chan struct{}
 
 func init() {
 	if text := os.Getenv(launchVar); text != "" {
-		if order, err := parseLaunchOrder(text); err == nil && order.stdin {
+		if order, err := parseLaunchOrder(text); err == nil && order.detach > 0 {
+			outliveHost()
+		} else if err == nil && order.stdin {
 			watchHost(order)
 		}
 	}

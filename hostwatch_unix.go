@@ -43,12 +43,15 @@ func watchHost(order *launchOrder) {
 	if order.deathSignal && w.parent == order.host {
 		wakeWithParent()
 	}
-	// The host's death breaks stdout and stderr too: a line printed there would
-	// end a Go program at once. Caught, it is an error of Write.
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+	outliveHost()
 	hostEnd, hostGone = w, make(chan struct{})
 	go w.run()
 }
+
+// outliveHost keeps this process from ending with what it prints to: a host's
+// death breaks stdout and stderr, and a line printed there would end a Go program
+// at once. Caught, that is an error of Write.
+func outliveHost() { signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) }
 
 func (w *hostWatch) run() {
 	for !w.gone(-1) {

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -19,10 +21,14 @@ type instance struct {
 	cfg       *Config     // with defaults
 	name      string      // the command, for errors
 	dir       *privateDir // the socket's, or nil
+	pair      net.Conn    // this side's end of a socketpair, or nil
+	passed    *os.File    // the plugin's
 	proc      *process
 	conn      *Conn
 	selection *Selection
 	secret    *secret // for redact
+
+	attachment Attachment // or empty
 
 	done     chan struct{} // closed by watch, when everything is gone
 	err      error         // how it ended; read after done
@@ -33,12 +39,16 @@ type instance struct {
 // caller's, without defaults. After an error nothing is left.
 func startInstance(ctx context.Context, cmd *exec.Cmd, cfg *Config) (*instance, error) {
 	cfg = cfg.inRole(asDialler)
-	p := &instance{cfg: cfg.withDefaults(), name: commandName(cmd), done: make(chan struct{}), reported: make(chan struct{})}
+	p := newInstance(commandName(cmd), cfg)
 	if phase, err := p.start(ctx, cmd, cfg); err != nil {
 		return nil, p.failed(ctx, phase, err)
 	}
 	go p.watch()
 	return p, nil
+}
+
+func newInstance(name string, cfg *Config) *instance {
+	return &instance{cfg: cfg.withDefaults(), name: name, done: make(chan struct{}), reported: make(chan struct{})}
 }
 
 // checkTemplate refuses a command that cannot be a template.
@@ -89,19 +99,26 @@ func (p *instance) start(ctx context.Context, cmd *exec.Cmd, cfg *Config) (phase
 	if err != nil {
 		return phasePrepare, err
 	}
-	order := &launchOrder{cookie: p.cfg.Launch.MagicCookie, dir: p.dir.name(), versions: p.cfg.Versions, stdin: true,
-		secret: newSecret(), secretStdin: !p.cfg.Launch.SecretInEnv}
+	order := &launchOrder{cookie: p.cfg.Launch.MagicCookie, dir: p.dir.name(), versions: p.cfg.Versions, stdin: true, detach: p.cfg.Launch.Detach}
 	for _, c := range offer {
 		if c.Reason == "" {
 			order.transports = append(order.transports, c.Transport)
 		}
 	}
-	p.secret = order.secret
+	if !order.overStdio() {
+		p.secret = newSecret()
+		order.secret, order.secretStdin = p.secret, !p.cfg.Launch.SecretInEnv
+	}
 	auto, err := p.offerTLS(order)
 	if err != nil {
 		return phasePrepare, err
 	}
-	if p.proc, err = startProcess(cmd, order, p.cfg); err != nil {
+	order.passed = p.passed
+	p.proc, err = startProcess(cmd, order, p.cfg)
+	if p.passed != nil {
+		p.passed.Close()
+	}
+	if err != nil {
 		return phaseStart, err
 	}
 	line, err := p.awaitLine(ctx)
@@ -159,7 +176,15 @@ func (p *instance) offer() ([]Candidate, error) {
 	usable := 0
 	for i := range offer {
 		c := &offer[i]
-		if c.Reason == "" && c.Transport == "unix" && p.dir == nil {
+		_, own := p.cfg.Custom[c.Transport]
+		switch {
+		case c.Reason != "" || own && c.Transport != "unix":
+		case c.Transport == socketpairScheme && p.pair == nil:
+			var err error
+			if p.pair, p.passed, err = newSocketpair(); err != nil {
+				c.Reason = err.Error()
+			}
+		case c.Transport == "unix" && p.dir == nil:
 			var err error
 			if p.dir, err = newPrivateDir(p.cfg.Unix.Dir); err != nil {
 				c.Reason = "no directory for the socket: " + err.Error()
@@ -219,6 +244,7 @@ func (p *instance) failed(ctx context.Context, phase string, err error) error {
 	e := &Error{Code: CodeOf(err), Op: "launch", Addr: p.name, Message: phase, Err: err}
 	var saw, status string
 	if p.proc != nil {
+		p.proc.stdout.abandon()
 		exited := p.proc.ended(p.grace(ctx, err))
 		p.proc.stdin.Close()
 		if (exited || p.proc.kill()) && phase == phaseLine {
@@ -232,6 +258,10 @@ func (p *instance) failed(ctx context.Context, phase string, err error) error {
 		}
 	}
 	p.dir.remove()
+	if p.pair != nil {
+		p.pair.Close()
+		p.passed.Close()
+	}
 	p.explain(e, err, saw)
 	if status != "" && (e.Err == nil || e.Err != p.proc.err) {
 		e.Message += "; " + status
@@ -312,6 +342,9 @@ func (p *instance) stderrEnd(known string) string {
 // redact removes the one-time secret from what a process printed: one that is
 // no plugin may well repeat its stdin.
 func (p *instance) redact(text string) string {
+	if p.secret == nil {
+		return text
+	}
 	return strings.ReplaceAll(text, strings.TrimSpace(p.secret.text()), "[one-time secret]")
 }
 
@@ -360,7 +393,7 @@ func (p *instance) ending(killed bool) error {
 }
 
 // pid returns the process id, also after the end.
-func (p *instance) pid() int { return p.proc.cmd.Process.Pid }
+func (p *instance) pid() int { return p.proc.os.Pid }
 
 // failure returns why the plugin ended other than it should, or nil. A process
 // may exit with status 0 because this side has given its connection up.

@@ -326,3 +326,14 @@ func TestKilledPluginsGroupIsKilled(t *testing.T) {
 	}
 	eventually(t, func() bool { return !lt.alive() })
 }
+
+func TestStdioIsEncryptedWhenAskedFor(t *testing.T) {
+	plainOnly(t)
+	lt := newLaunchTest(t, "good")
+	lt.cfg.Transports, lt.cfg.Launch.AutoMTLS = []string{"stdio"}, true
+	p := lt.launch()
+	lt.greets(p)
+	if p.Conn().sealer == nil {
+		t.Fatal("in plain")
+	}
+}

@@ -69,10 +69,14 @@ func (p *instance) connect(ctx context.Context, cfg *Config, offer []Candidate, 
 		if !order.mayDial(a, line) || failed[a.network] != nil {
 			continue
 		}
-		if p.conn, err = Dial(ctx, a.uri(), p.dialConfig(cfg, order, a, line, auto)); err == nil {
+		dialled := p.dialConfig(cfg, order, a, line, auto)
+		if p.conn, err = Dial(ctx, a.uri(), dialled); err == nil {
 			p.selection = selectionOf(offer, line, failed, a.network, p.cfg, order)
 			p.cfg.logStep("transport choice", nil, slog.String("table", p.selection.String()))
-			return "", nil
+			if p.pair != nil && a.network != socketpairScheme {
+				p.pair.Close()
+			}
+			return "", p.attach(a, dialled)
 		}
 		if e := (*Error)(nil); errors.As(err, &e) && e.Op == "handshake" {
 			return phaseHello, err
@@ -106,7 +110,32 @@ func (p *instance) dialConfig(cfg *Config, order *launchOrder, a launchAddr, lin
 		d.TLS = auto
 		d.TLS.pin = line.cert
 	}
-	proves := d.secret != nil || d.TLS.pin != ""
-	d.vouch = func(peer *Peer) error { return p.vouch(peer, proves) }
+	switch {
+	case order.overStdio():
+		d.Custom = inheritedOnly(stdioScheme, p.proc.wire)
+	case p.pair != nil && a.network == socketpairScheme:
+		d.Custom = inheritedOnly(socketpairScheme, p.pair)
+	}
+	if !order.overStdio() { // else nobody has the other ends of its pipes
+		proves := d.secret != nil || d.TLS.pin != ""
+		d.vouch = func(peer *Peer) error { return p.vouch(peer, proves) }
+	}
 	return &d
+}
+
+// attach notes what it takes to find a plugin again that may outlive this process.
+func (p *instance) attach(at launchAddr, dialled *Config) (err error) {
+	if p.cfg.Launch.Detach <= 0 {
+		return nil
+	}
+	a := Attachment{Address: at.uri(), Pid: p.pid(), Pin: dialled.TLS.pin}
+	if dialled.secret != nil {
+		a.Secret = strings.TrimSpace(dialled.secret.text())
+	}
+	if a.Pin != "" {
+		a.Key, err = dialled.TLS.autoTLSKey()
+	}
+	a.Started, _ = startedAt(a.Pid) // or nobody knows
+	p.attachment = a
+	return err
 }

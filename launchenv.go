@@ -2,9 +2,11 @@ package plugwire
 
 import (
 	"fmt"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // launchVar is the one environment variable in which a host tells its plugin
@@ -37,6 +39,11 @@ type launchOrder struct {
 	secret      *secret
 	secretStdin bool
 
+	fd     int      // fd: the descriptor of the plugin's end of a socketpair, or 0
+	passed *os.File // the host's file of that
+
+	detach time.Duration // detach: how long the plugin lives on without a host that did not end it
+
 	tls []string // tls: the transports, of those allowed, that are encrypted by automatic mutual TLS
 	pin string   // pin: of the host's key for that, see keyPin
 }
@@ -65,6 +72,12 @@ func (o *launchOrder) String() string {
 	if o.host != 0 {
 		fields = append(fields, launchField{"host", strconv.Itoa(o.host)})
 	}
+	if o.fd != 0 {
+		fields = append(fields, launchField{"fd", strconv.Itoa(o.fd)})
+	}
+	if o.detach > 0 {
+		fields = append(fields, launchField{"detach", o.detach.String()})
+	}
 	if o.deathSignal {
 		fields = append(fields, launchField{"deathsig", "own"})
 	}
@@ -78,6 +91,16 @@ func (o *launchOrder) String() string {
 		fields = append(fields, launchField{"tls", strings.Join(o.tls, ",")}, launchField{"pin", o.pin})
 	}
 	return string(appendFields([]byte(launchVarVersion), fields))
+}
+
+// overStdio reports whether the connection is stdin and stdout. That must be known
+// beforehand, so no other transport is offered with it.
+func (o *launchOrder) overStdio() bool { return slices.Equal(o.transports, []string{stdioScheme}) }
+
+// forStdin formats what is told on stdin, perhaps to a process on another machine.
+func (o *launchOrder) forStdin() string {
+	far := launchOrder{cookie: o.cookie, transports: o.transports, versions: o.versions, tls: o.tls, pin: o.pin}
+	return far.String()
 }
 
 // autoTLS reports whether the transport is one of o.tls.
@@ -126,6 +149,14 @@ func parseLaunchOrder(s string) (*launchOrder, error) {
 		case "host":
 			if o.host, err = strconv.Atoi(f.value); err != nil {
 				return nil, bad("host", f.value)
+			}
+		case "detach":
+			if o.detach, err = time.ParseDuration(f.value); err != nil {
+				return nil, bad("detach", f.value)
+			}
+		case "fd":
+			if o.fd, err = strconv.Atoi(f.value); err != nil || o.fd < 3 {
+				return nil, bad("fd", f.value)
 			}
 		case "tls":
 			o.tls = splitList(f.value)

@@ -63,19 +63,29 @@ func Launch(ctx context.Context, cmd *exec.Cmd, cfg *Config) (*Plugin, error) {
 	if err := checkTemplate(cmd); err != nil {
 		return nil, err
 	}
-	p := &Plugin{given: cfg, cfg: cfg.withDefaults(), template: cmd, live: make(map[*instance]struct{}),
-		changed: make(chan struct{}), done: make(chan struct{})}
-	p.closing, p.stop = context.WithCancel(context.Background())
+	p := newPlugin(cmd, cfg)
 	inst, err := p.first(ctx)
 	if err != nil {
 		p.stop()
 		p.awaitLog()
 		return nil, err
 	}
+	p.run(inst)
+	return p, nil
+}
+
+func newPlugin(cmd *exec.Cmd, cfg *Config) *Plugin {
+	p := &Plugin{given: cfg, cfg: cfg.withDefaults(), template: cmd, live: make(map[*instance]struct{}),
+		changed: make(chan struct{}), done: make(chan struct{})}
+	p.closing, p.stop = context.WithCancel(context.Background())
+	return p
+}
+
+// run looks after the Plugin from its first instance on.
+func (p *Plugin) run(inst *instance) {
 	p.become(nil, inst)
 	p.register()
 	go p.supervise()
-	return p, nil
 }
 
 // become has calls go to the instance next if they go to old now.
@@ -174,10 +184,11 @@ func (p *Plugin) settled() *instance {
 // Connections of the old version are not moved: streams that are open go on
 // until ctx ends. Conn, Pid and Selection are those of the new version.
 func (p *Plugin) Swap(ctx context.Context, cmd *exec.Cmd) error {
-	if cmd != nil {
-		if err := checkTemplate(cmd); err != nil {
-			return err
-		}
+	if cmd == nil {
+		cmd = p.current()
+	}
+	if err := checkTemplate(cmd); err != nil {
+		return err
 	}
 	old, err := p.swap(ctx, cmd)
 	if err != nil {
@@ -197,9 +208,6 @@ func (p *Plugin) swap(ctx context.Context, cmd *exec.Cmd) (old *instance, err er
 	defer p.swapping.Unlock()
 	if p.closing.Err() != nil {
 		return nil, errPluginEnded
-	}
-	if cmd == nil {
-		cmd = p.current()
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -61,6 +61,19 @@ func (s *pluginServer) listenOn(scheme string, mux *Mux, cfg *Config, auto **TLS
 		}
 		cfg.TLS = **auto
 	}
+	if why := cfg.misses(scheme, cfg.hasTLS(), thisPlatform()); why != "" {
+		return nil, errors.New("its Config." + why)
+	}
+	switch {
+	case s.wire != nil:
+		cfg.Custom = inheritedOnly(stdioScheme, s.wire)
+	case scheme == socketpairScheme && s.order.fd != 0:
+		nc, err := inheritedSocketpair(s.order.fd)
+		if err != nil {
+			return nil, err
+		}
+		cfg.Custom = inheritedOnly(scheme, nc)
+	}
 	pinned := cfg.TLS.pin != ""
 	srv := &Server{Mux: mux, Config: cfg}
 	cfg.OnConn = func(c *Conn) { s.onConn(c, srv) }

@@ -9,6 +9,8 @@ type privateDir struct{}
 
 func newPrivateDir(string) (*privateDir, error) { return nil, errors.ErrUnsupported }
 
+func adoptPrivateDir(string) *privateDir { return nil }
+
 func (*privateDir) name() string { return "" }
 
 func (*privateDir) remove() {}

@@ -81,6 +81,21 @@ func newPrivateDir(parent string) (*privateDir, error) {
 	}
 }
 
+// adoptPrivateDir returns the directory of a plugin's socket, to be removed with
+// it, if it is one that newPrivateDir made and whose host is gone.
+func adoptPrivateDir(address string) *privateDir {
+	path, ok := strings.CutPrefix(address, "unix://")
+	dir := filepath.Dir(path)
+	if !ok || !isPrivateName(filepath.Base(dir)) {
+		return nil
+	}
+	lock, err := lockfile.Acquire(filepath.Join(dir, privateLock))
+	if err != nil {
+		return nil
+	}
+	return &privateDir{path: dir, lock: lock}
+}
+
 func (d *privateDir) name() string {
 	if d == nil {
 		return ""

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -27,10 +28,14 @@ const (
 // it lives, so that it never blocks in printing.
 type process struct {
 	cfg    *LaunchConfig // with defaults
-	cmd    *exec.Cmd
-	stdin  io.Closer // open while the plugin is wanted: its end tells the plugin to end
+	cmd    *exec.Cmd     // nil when the process was adopted
+	os     *os.Process
+	stdin  io.Closer  // open while the plugin is wanted: its end tells the plugin to end
+	wire   *stdioConn // the connection, where it is stdin and stdout; else nil
 	stdout launchOutput
 	stderr stderrOutput
+
+	adopted *Attachment // of a process that this one has not started, see reattach.go; else nil
 
 	mu   sync.Mutex // no signal is sent while the process is reaped: its number, and its group's, may be another's afterwards
 	over bool       // it was, or is about to be
@@ -56,26 +61,35 @@ func startProcess(template *exec.Cmd, order *launchOrder, cfg *Config) (*process
 		Stderr:      &p.stderr,
 		WaitDelay:   pipeGrace,
 	}
-	order.host, order.ownGroup, order.deathSignal = os.Getpid(), ownGroup(p.cmd), dieWithParent(p.cmd)
+	if order.passed != nil {
+		p.cmd.ExtraFiles = append(slices.Clip(p.cmd.ExtraFiles), order.passed)
+		order.fd = 2 + len(p.cmd.ExtraFiles)
+	}
+	order.host, order.ownGroup, order.deathSignal = os.Getpid(), ownGroup(p.cmd), order.detach <= 0 && dieWithParent(p.cmd)
 	p.cmd.Env = append(launchEnviron(template, p.cfg), launchVar+"="+order.String())
 	stdin, err := p.cmd.StdinPipe()
 	if err != nil {
 		return nil, err
 	}
 	p.stdin = stdin
+	if order.overStdio() {
+		if p.wire, err = hostStdio(stdin, &p.stdout); err != nil {
+			return nil, err
+		}
+		p.stdin = p.wire
+	}
 	started := make(chan error, 1)
 	go p.run(started)
 	if err := <-started; err != nil {
 		return nil, err // the pipes are closed
 	}
-	if order.secretStdin {
-		io.WriteString(stdin, order.secret.text()) // it fits the pipe; a process that has ended is noticed below
+	switch { // what is written fits the pipe; a process that has ended is noticed below
+	case order.overStdio():
+		io.WriteString(stdin, launchVar+"="+order.forStdin()+"\n")
+	case order.secretStdin:
+		io.WriteString(stdin, order.secret.text())
 	}
-	if len(p.cfg.ForwardSignals) > 0 {
-		forwarded := make(chan os.Signal, 8)
-		signal.Notify(forwarded, p.cfg.ForwardSignals...)
-		go p.forward(forwarded)
-	}
+	p.forwardSignals()
 	return p, nil
 }
 
@@ -88,8 +102,9 @@ func (p *process) run(started chan<- error) {
 	defer runtime.UnlockOSThread()
 	err := startVerified(p.cmd, p.cfg.SHA256)
 	if err == nil {
-		p.stdout.log.start(p.cmd.Process.Pid)
-		p.stderr.log.start(p.cmd.Process.Pid)
+		p.os = p.cmd.Process
+		p.stdout.log.start(p.os.Pid)
+		p.stderr.log.start(p.os.Pid)
 	}
 	started <- err
 	if err == nil {
@@ -104,7 +119,7 @@ func (p *process) wait() {
 	// right after: the system does not give its number away as long as the group
 	// has a member, and to hit a stranger it would have to give away that of an
 	// empty one within those microseconds.
-	ended := awaitExit(p.cmd.Process)
+	ended := awaitExit(p.os)
 	if ended {
 		p.signal(syscall.SIGKILL)
 		p.reap()
@@ -126,9 +141,10 @@ func (p *process) wait() {
 func (p *process) signal(sig syscall.Signal) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.over {
-		signalGroup(p.cmd.Process, sig)
+	if p.over || p.adopted != nil && (p.adopted.Started == "" || !p.isAdopted()) {
+		return
 	}
+	signalGroup(p.os, sig)
 }
 
 // reap has no signal sent any more.
@@ -136,6 +152,15 @@ func (p *process) reap() {
 	p.mu.Lock()
 	p.over = true
 	p.mu.Unlock()
+}
+
+// forwardSignals begins to pass on the signals that are to be.
+func (p *process) forwardSignals() {
+	if len(p.cfg.ForwardSignals) > 0 {
+		forwarded := make(chan os.Signal, 8)
+		signal.Notify(forwarded, p.cfg.ForwardSignals...)
+		go p.forward(forwarded)
+	}
 }
 
 // forward passes signals on that this process gets, as long as the process is there.

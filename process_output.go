@@ -1,6 +1,9 @@
 package plugwire
 
-import "io"
+import (
+	"io"
+	"net"
+)
 
 // launchOutput takes a plugin's stdout: it finds the launch line, and has the rest logged.
 type launchOutput struct {
@@ -8,6 +11,7 @@ type launchOutput struct {
 	found   bool
 	result  chan launchResult // of capacity 1: the launch line, an error, or neither when stdout ended without
 	log     *outputLog        // or nil
+	wire    net.Conn          // gets what follows the launch line, where that is the connection; else nil
 }
 
 type launchResult struct {
@@ -17,15 +21,26 @@ type launchResult struct {
 
 // Write is called by the goroutine that reads the pipe. It takes everything.
 func (o *launchOutput) Write(p []byte) (int, error) {
-	if !o.found {
+	text := p
+	if o.wire != nil && o.found {
+		text = nil
+	} else if !o.found {
+		before := o.scanner.seen
 		o.report(o.scanner.scan(p))
+		if o.wire != nil && o.found {
+			text = p[:o.scanner.seen-before]
+		}
 	}
-	o.log.write(p)
+	o.log.write(text)
+	if o.wire != nil && o.found {
+		o.wire.Write(p[len(text):]) // once the connection is closed, this takes everything
+	}
 	return len(p), nil
 }
 
 // end is called after the last Write.
 func (o *launchOutput) end() {
+	o.abandon()
 	if !o.found {
 		o.report(o.scanner.end())
 	}
@@ -33,6 +48,13 @@ func (o *launchOutput) end() {
 		o.result <- launchResult{}
 	}
 	o.log.end()
+}
+
+// abandon ends the connection over stdout, if there is one.
+func (o *launchOutput) abandon() {
+	if o.wire != nil {
+		o.wire.Close()
+	}
 }
 
 func (o *launchOutput) report(line *launchLine, err error) {

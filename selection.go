@@ -82,17 +82,22 @@ func thisPlatform() *platform {
 
 // traits are what a transport is by itself, without TLS.
 type traits struct {
-	remote bool // it reaches other machines
-	local  bool // the kernel alone carries it, and names the peer where it can
-	speed  int  // a rank: more is faster
+	remote  bool // it may reach other machines
+	private bool // nobody but the two ends can read or write
+	named   bool // the kernel names the peer where it can
+	speed   int  // a rank: more is faster
 }
 
 // transportTraits are those of the built-in transports. The program's own have
-// none but that they may be remote: it knows what it has made.
+// none but that they may be remote: it knows what it has made. The kernel says of a
+// socketpair who made it; and whether stdio leaves the machine, and who can read
+// it, is up to the command.
 var transportTraits = map[string]traits{
-	"unix":  {local: true, speed: 9},
-	"npipe": {local: true, speed: 7},
-	"tcp":   {remote: true, speed: 6},
+	"unix":           {private: true, named: true, speed: 9},
+	"npipe":          {private: true, named: true, speed: 7},
+	"tcp":            {remote: true, speed: 6},
+	socketpairScheme: {private: true, speed: 9},
+	stdioScheme:      {remote: true, speed: 8},
 }
 
 func (c *Config) traitsOf(scheme string) traits {
@@ -113,10 +118,10 @@ func (t traits) score(tls bool, pf *platform) int {
 	if tls {
 		score -= tlsSlows
 	}
-	if tls || t.local && pf.tellsPeer {
+	if tls || t.named && pf.tellsPeer {
 		score += 200
 	}
-	if tls || t.local {
+	if tls || t.private {
 		score += 100
 	}
 	return max(score, 1)
@@ -128,11 +133,13 @@ func (c *Config) misses(scheme string, tls bool, pf *platform) string {
 	switch {
 	case c.Need.Remote && !t.remote:
 		return "Need.Remote: it does not leave this machine"
+	case (c.Need.Encrypted || c.Need.VerifiedPeer) && c.overItself(scheme):
+		return "Need: the keys of automatic mutual TLS would travel on the connection that they protect; only TLS that Config.TLS sets counts here"
 	case c.Need.Encrypted && !tls:
 		return "Need.Encrypted: it is not encrypted"
-	case c.Need.VerifiedPeer && !tls && t.local && !pf.tellsPeer:
+	case c.Need.VerifiedPeer && !tls && t.named && !pf.tellsPeer:
 		return "Need.VerifiedPeer: " + runtime.GOOS + " does not tell who the peer is"
-	case c.Need.VerifiedPeer && !tls && !t.local:
+	case c.Need.VerifiedPeer && !tls && !t.named:
 		return "Need.VerifiedPeer: nothing tells who the peer is"
 	}
 	return ""
@@ -152,7 +159,16 @@ func (n *Need) lacks(peer *Peer, tls bool) string {
 // autoTLS reports whether a launch uses automatic mutual TLS over a transport.
 func (c *Config) autoTLS(scheme string) bool {
 	l := &c.Launch
-	return !l.NoAutoMTLS && !c.hasTLS() && (l.AutoMTLS || c.Need.Encrypted || !c.traitsOf(scheme).local)
+	_, own := c.Custom[scheme]
+	inPlain := c.traitsOf(scheme).private || !own && scheme == stdioScheme
+	return !l.NoAutoMTLS && !c.hasTLS() && (l.AutoMTLS || c.Need.Encrypted || !inPlain)
+}
+
+// overItself says that the pins of automatic mutual TLS travel on the connection
+// that they protect: who is in between could exchange them.
+func (c *Config) overItself(scheme string) bool {
+	_, own := c.Custom[scheme]
+	return !own && scheme == stdioScheme && (c.TLS.pin != "" || !c.hasTLS())
 }
 
 // candidates lists the transports of a launch, best first. Those that cannot be
@@ -168,8 +184,13 @@ func (c *Config) candidates(pf *platform) []Candidate {
 		_, own := c.Custom[scheme]
 		auto := c.autoTLS(scheme)
 		cand := Candidate{Transport: scheme}
+		inherits := !own && (scheme == stdioScheme || scheme == socketpairScheme && haveSocketpair)
 		switch {
-		case scheme == "" || !isScheme(scheme) || !own && !slices.Contains(pf.transports, scheme):
+		case inherits && c.Launch.Detach > 0:
+			cand.Reason = "who reattaches could not connect: Config.Launch.Detach is set"
+		case inherits && scheme == stdioScheme && len(schemes) > 1:
+			cand.Reason = "it must be the only transport: the plugin learns everything on stdin then"
+		case scheme == "" || !isScheme(scheme) || !own && !inherits && !slices.Contains(pf.transports, scheme):
 			cand.Reason = "this host has no such transport"
 		case auto && !pf.tls:
 			cand.Reason = "it needs automatic mutual TLS, and this program is built without TLS (Launch.NoAutoMTLS has it do without)"

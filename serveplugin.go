@@ -9,8 +9,10 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -21,6 +23,12 @@ import (
 // stdin. What is printed to stdout afterwards goes to stderr: on Unix the
 // descriptor 1 is moved there, for good, and on Windows the standard handle.
 //
+// In a process that got no order from a host in its environment it looks at stdin,
+// if that is a pipe or a socket, since a host that launches "ssh HOST PLUGIN" with
+// the transport "stdio" sends its order there. What comes instead of one is put
+// back. A stdin that stays silent is waited for: a second, or StartTimeout when
+// Config.Transports names "stdio", or not at all when it names only others.
+//
 // It returns nil after an orderly end: the host closed the connection or ended
 // itself, or this process got SIGTERM. Requests that were received are then
 // finished, for at most Config.CloseTimeout. It returns ErrNotPlugin in a process
@@ -29,29 +37,37 @@ import (
 // transport that can be had here, or does not connect within
 // Config.Launch.StartTimeout. The host gets the same text.
 //
+// A plugin that is to outlive its host (Config.Launch.Detach) goes on when the host's
+// connection breaks, and returns nil when no host has come back within that time.
+//
 // It never ends the process. But a process whose host is gone, which is seen by
 // its stdin from before main begins, has 300 ms: what it has started and
 // left in its process group is killed at once (where the system cannot list a
 // group it gets SIGTERM, and on Windows it stays), and the process itself, if it
 // is still there, after that time. Requests are then finished for at most half of it.
 func ServePlugin(mux *Mux, cfg *Config) error {
-	text := os.Getenv(launchVar)
-	os.Unsetenv(launchVar)
-	if text == "" {
-		return ErrNotPlugin
-	}
-	s := &pluginServer{cfg: cfg.inRole(asServer).withDefaults(), host: make(chan *Conn, 1),
+	s := &pluginServer{cfg: cfg.inRole(asServer).withDefaults(), stdout: os.Stdout, host: make(chan *Conn, 1),
 		stdinEnd: make(chan struct{}), stdinSecret: make(chan *secret, 1), term: make(chan os.Signal, 1)}
+	err := s.readOrder()
+	if err == ErrNotPlugin {
+		return err
+	}
 	signal.Notify(s.term, syscall.SIGTERM)
 	defer signal.Stop(s.term)
 	defer func() { awaitHostsEnd(s.brokeOff) }() // the process may end next
-	line, err := s.listen(mux, text)
+	if s.wire != nil {
+		defer s.wire.Close()
+	}
+	var line *launchLine
+	if err == nil {
+		line, err = s.listen(mux)
+	}
 	if err != nil {
-		fmt.Println(refusalLine(err))
+		fmt.Fprintln(s.stdout, refusalLine(err))
 		return err
 	}
 	// One write, so that no other output comes between.
-	if _, err := os.Stdout.WriteString(line.String() + "\n"); err != nil {
+	if _, err := io.WriteString(s.stdout, line.String()+"\n"); err != nil {
 		s.listeners.close(nil)
 		s.brokeOff = true
 		return &Error{Code: Unavailable, Op: "launch", Message: "printing the launch line", Err: err}
@@ -60,13 +76,45 @@ func ServePlugin(mux *Mux, cfg *Config) error {
 	return s.serve()
 }
 
+// launched says that ServePlugin was called: what stdin begins with is asked once.
+var launched atomic.Bool
+
+// readOrder reads what the host has to tell: from the environment, or from stdin.
+func (s *pluginServer) readOrder() (err error) {
+	text := os.Getenv(launchVar)
+	os.Unsetenv(launchVar)
+	if again := launched.Swap(true); again && text == "" {
+		return ErrNotPlugin
+	}
+	if text != "" {
+		if s.order, err = parseLaunchOrder(text); err != nil || !s.order.overStdio() {
+			return err
+		}
+	}
+	if text, err = orderFromStdin(s.stdinWait()); text == "" && err == nil {
+		return ErrNotPlugin
+	}
+	if err != nil {
+		return &Error{Code: Unavailable, Op: "launch", Message: "putting back what was read of stdin", Err: err}
+	}
+	if s.wire, err = takeStdio(); err != nil {
+		return err
+	}
+	s.stdout = s.wire
+	s.order, err = parseLaunchOrder(text)
+	return err
+}
+
 // pluginServer serves one host.
 type pluginServer struct {
 	cfg       *Config
 	order     *launchOrder
+	stdout    io.Writer  // for the launch line
+	wire      *stdioConn // or nil, see transport_stdio.go
 	listeners pluginListeners
-	once      sync.Once
-	host      chan *Conn    // of capacity 1: the connection of the host
+	host      chan *Conn // of capacity 1: the connection of the host
+	hostMu    sync.Mutex
+	current   *Conn         // the last of those
 	stdinEnd  chan struct{} // closed by watchStdin when the host is gone
 	term      chan os.Signal
 	brokeOff  bool // the connection to the host, stdin or stdout: perhaps the host is gone
@@ -74,12 +122,20 @@ type pluginServer struct {
 	stdinSecret chan *secret // of capacity 1: what watchStdin found on stdin, or nil
 }
 
-// listen reads the host's order and binds the transports that can be had.
-func (s *pluginServer) listen(mux *Mux, text string) (*launchLine, error) {
-	var err error
-	if s.order, err = parseLaunchOrder(text); err != nil {
-		return nil, err
+// stdinWait is how long the host's order may take to come on stdin. A program that
+// nobody launched may have a silent pipe there, and be held up for as long.
+func (s *pluginServer) stdinWait() time.Duration {
+	switch {
+	case s.cfg.Transports == nil:
+		return min(time.Second, s.cfg.Launch.StartTimeout)
+	case slices.Contains(s.cfg.Transports, stdioScheme):
+		return s.cfg.Launch.StartTimeout
 	}
+	return 0
+}
+
+// listen binds the transports that can be had.
+func (s *pluginServer) listen(mux *Mux) (_ *launchLine, err error) {
 	line := new(launchLine)
 	if line.app, err = s.order.accept(s.cfg); err != nil {
 		return nil, err
@@ -87,7 +143,7 @@ func (s *pluginServer) listen(mux *Mux, text string) (*launchLine, error) {
 	if s.order.stdin {
 		go s.watchStdin()
 	}
-	if s.awaitSecret(); s.order.secret == nil {
+	if s.awaitSecret(); s.order.secret == nil && s.wire == nil {
 		line.fields = append(line.fields, launchField{lineSecret, noLineSecret})
 	}
 	return line, s.bind(mux, line)
@@ -114,11 +170,16 @@ func refusalLine(err error) *launchLine {
 }
 
 // onConn takes the first connection as the host's, and closes the listeners that
-// it did not come by. A plugin has one host: others are closed.
+// it did not come by. A plugin has one host: others are closed, unless it is to
+// outlive that one, and it is gone.
 func (s *pluginServer) onConn(c *Conn, by *Server) {
-	taken := true
-	s.once.Do(func() { taken = false })
-	if taken {
+	s.hostMu.Lock()
+	free := s.free()
+	if free {
+		s.current = c
+	}
+	s.hostMu.Unlock()
+	if !free { // it was when vouch looked
 		go c.Close()
 		return
 	}
@@ -127,6 +188,15 @@ func (s *pluginServer) onConn(c *Conn, by *Server) {
 		s.cfg.OnConn(c)
 	}
 	s.host <- c
+}
+
+// hostEndGrace is how long the end of a host's connection may take to be seen
+// here when another host has seen its end and comes.
+const hostEndGrace = time.Second
+
+// free reports whether there is no host. Called with hostMu held.
+func (s *pluginServer) free() bool {
+	return s.current == nil || s.order.detach > 0 && closedWithin(s.current.Done(), hostEndGrace)
 }
 
 // serve serves until the host is done.
@@ -158,36 +228,50 @@ func (s *pluginServer) serve() error {
 // untilEnd waits for the host to connect and then for a reason to end, and
 // returns the error of ServePlugin.
 func (s *pluginServer) untilEnd(served <-chan struct{}) error {
-	timer := time.NewTimer(s.cfg.Launch.StartTimeout)
+	wait, gone := s.cfg.Launch.StartTimeout, s.stdinEnd
+	if s.order.detach > 0 { // also before it connects: it may have done its part of that, and have ended
+		wait, gone = max(wait, s.order.detach), nil
+	}
+	timer := time.NewTimer(wait)
 	defer timer.Stop()
-	var host *Conn
-	select {
-	case host = <-s.host:
-	case <-s.term:
-		return nil
-	case <-served:
-		return nil
-	case <-s.stdinEnd:
+	for again := false; ; again = true {
+		var host *Conn
 		select {
 		case host = <-s.host:
-		default:
-			s.brokeOff = true
-			return &Error{Code: Unavailable, Op: "launch", Message: "the host ended before it connected"}
+		case <-s.term:
+			return nil
+		case <-served:
+			return nil
+		case <-gone:
+			select {
+			case host = <-s.host:
+			default:
+				s.brokeOff = true
+				return &Error{Code: Unavailable, Op: "launch", Message: "the host ended before it connected"}
+			}
+		case <-timer.C:
+			if again {
+				return nil
+			}
+			return &Error{Code: DeadlineExceeded, Op: "launch", Message: fmt.Sprintf(
+				"the host did not connect within %v", wait)}
 		}
-	case <-timer.C:
-		return &Error{Code: DeadlineExceeded, Op: "launch", Message: fmt.Sprintf(
-			"the host did not connect within %v", s.cfg.Launch.StartTimeout)}
+		select {
+		case <-host.Done():
+			s.brokeOff = !saidGoodbye(host)
+		case <-s.term:
+			return nil
+		case <-served:
+			return nil
+		case <-gone:
+			s.brokeOff = !saidGoodbye(host)
+			return nil
+		}
+		if !s.brokeOff || s.order.detach <= 0 {
+			return unlessGone(host.Err())
+		}
+		timer.Reset(s.order.detach)
 	}
-	select {
-	case <-host.Done():
-		s.brokeOff = !saidGoodbye(host)
-		return unlessGone(host.Err())
-	case <-s.term:
-	case <-served:
-	case <-s.stdinEnd:
-		s.brokeOff = !saidGoodbye(host)
-	}
-	return nil
 }
 
 // saidGoodbye reports whether a connection has ended because one side wanted it,
@@ -226,7 +310,13 @@ func (s *pluginServer) awaitSecret() {
 // vouch decides whether a peer can be the host. One that does not prove that it
 // knows the secret or has the pinned key must be the process that started this one.
 func (s *pluginServer) vouch(p *Peer, pinned bool) error {
-	if s.order.secret != nil || pinned || p.PID > 0 && p.PID == os.Getppid() {
+	s.hostMu.Lock()
+	free := s.free()
+	s.hostMu.Unlock()
+	if !free {
+		return &Error{Code: FailedPrecondition, Message: "this plugin has a host"}
+	}
+	if s.order.secret != nil || pinned || s.wire != nil || p.PID > 0 && p.PID == os.Getppid() {
 		return nil
 	}
 	return &Error{Code: PermissionDenied, Message: "this plugin did not get the one-time secret, and then only the process that started it may connect, over a Unix socket",

@@ -2,6 +2,5 @@ package plugwire
 
 import "golang.org/x/sys/unix"
 
-// stdoutToStderr moves descriptor 1, whoever writes to it, to where stderr goes.
-// Without a stderr it stays where it is, and the host reads it.
-func stdoutToStderr() { unix.Dup3(2, 1, 0) }
+// dup2 makes the descriptor to one of what from is.
+func dup2(from, to int) error { return unix.Dup3(from, to, 0) }

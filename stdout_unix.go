@@ -1,7 +1,7 @@
-//go:build unix && !linux
+//go:build unix
 
 package plugwire
 
-import "golang.org/x/sys/unix"
-
-func stdoutToStderr() { unix.Dup2(2, 1) }
+// stdoutToStderr moves descriptor 1, whoever writes to it, to where stderr goes.
+// Without a stderr it stays where it is, and the host reads it.
+func stdoutToStderr() { dup2(2, 1) }

@@ -155,12 +155,17 @@ func (p *Plugin) startOne(ctx context.Context, cmd *exec.Cmd) (*instance, error)
 		p.event(Event{Kind: EventStartError, Name: name, Err: err})
 		return nil, err
 	}
+	p.started(inst)
+	return inst, nil
+}
+
+// started is for an instance that can be called.
+func (p *Plugin) started(inst *instance) {
 	p.mu.Lock()
 	p.live[inst] = struct{}{}
 	p.mu.Unlock()
-	p.event(Event{Kind: EventReady, Name: name, Pid: inst.pid()})
+	p.event(Event{Kind: EventReady, Name: inst.name, Pid: inst.pid()})
 	go p.attend(inst)
-	return inst, nil
 }
 
 // attend looks after one instance until it has ended: it asks for its health, and
@@ -240,7 +245,7 @@ func (p *Plugin) supervise() {
 // wanted reports whether a plugin that ended with err is to be started again.
 func (p *Plugin) wanted(err error) bool {
 	switch {
-	case p.closing.Err() != nil:
+	case p.closing.Err() != nil, p.current() == nil:
 		return false
 	case p.cfg.Launch.Restart == RestartOnFailure:
 		return err != nil

@@ -24,3 +24,22 @@ func TestAStoppedPluginIsReplaced(t *testing.T) {
 	lt.greets(p)
 	p.Close()
 }
+
+// TestAStoppedPluginIsGivenUpByDefault is that with no setting at all: the pending
+// call fails within 45 s.
+func TestAStoppedPluginIsGivenUpByDefault(t *testing.T) {
+	if !longTests {
+		t.Skip("takes 40 s: set PLUGWIRE_LONG")
+	}
+	lt := newLaunchTest(t, "good")
+	p := lt.launch()
+	lt.greets(p)
+	kill(t, p.Pid(), syscall.SIGSTOP)
+	start := time.Now()
+	_, err := p.Call(background, "greet", nil)
+	if took := time.Since(start); err == nil || CodeOf(err) != Unavailable || NotRun(err) || took > 45*time.Second {
+		t.Errorf("after %v: %v", took, err)
+	} else {
+		t.Logf("after %v: %v", took, err)
+	}
+}

@@ -160,6 +160,11 @@ func newIdentity(commonName string) (cert *tls.Certificate, pin string, err erro
 	if err != nil {
 		return nil, "", err
 	}
+	return identityOf(commonName, key)
+}
+
+// identityOf makes a certificate for a key, see newIdentity.
+func identityOf(commonName string, key *ecdsa.PrivateKey) (cert *tls.Certificate, pin string, err error) {
 	serial := make([]byte, 16)
 	rand.Read(serial)
 	template := &x509.Certificate{
@@ -198,6 +203,32 @@ func newAutoTLS(commonName string) (TLSConfig, string, error) {
 		return TLSConfig{}, "", err
 	}
 	return pinnedTLS(cert, ""), pin, nil
+}
+
+// autoTLSKey returns the key of what newAutoTLS returned, for autoTLSOf.
+func (t *TLSConfig) autoTLSKey() ([]byte, error) {
+	cert, err := t.cert.(func() (*tls.Certificate, error))()
+	if err != nil {
+		return nil, err
+	}
+	return x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
+}
+
+// autoTLSOf is newAutoTLS with a key of before.
+func autoTLSOf(commonName string, der []byte) (TLSConfig, error) {
+	parsed, err := x509.ParsePKCS8PrivateKey(der)
+	if err != nil {
+		return TLSConfig{}, err
+	}
+	key, ok := parsed.(*ecdsa.PrivateKey)
+	if !ok {
+		return TLSConfig{}, fmt.Errorf("plugwire: a key of type %T", parsed)
+	}
+	cert, _, err := identityOf(commonName, key)
+	if err != nil {
+		return TLSConfig{}, err
+	}
+	return pinnedTLS(cert, ""), nil
 }
 
 // belowTLS are errors of connections and contexts that are no net.Error.

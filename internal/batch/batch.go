@@ -81,6 +81,7 @@ type Writer struct {
 	writes   uint64  // successful write calls
 	room     Gate    // those who wait for pending to shrink
 	limit    int     // how many bytes may be pending for those who do not wait
+	waited   bool    // who asks next has waited, unless it finds another reason to
 	idle     []chan struct{}
 	err      error
 	finished bool // the goroutine has been told to end
@@ -198,8 +199,11 @@ func (w *Writer) Kick() {
 // HasRoom reports whether n more bytes may be appended at once. Those who do
 // not wait in turn leave the last quarter to those who do.
 func (w *Writer) HasRoom(n int) bool {
-	have := w.Len()
-	return have == 0 || have+n <= w.limit
+	have, limit := w.Len(), w.limit
+	if w.waited {
+		w.waited, limit = false, High
+	}
+	return have == 0 || have+n <= limit
 }
 
 // WaitRoom waits until n bytes may be appended: it returns with the lock held
@@ -213,6 +217,7 @@ func (w *Writer) WaitRoom(ctx context.Context, n int) error {
 	if w.room.Empty() {
 		w.limit = High
 	}
+	w.waited = err == nil
 	return err
 }
 

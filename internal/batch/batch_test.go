@@ -269,6 +269,36 @@ func TestSmallOnesHaveAReserveWhileOthersWait(t *testing.T) {
 	<-done
 }
 
+// TestWhoHasWaitedHasRoom: who has waited and asks again, as all do, may fill the
+// last quarter, also while others wait; else they would only take turns in asking.
+func TestWhoHasWaitedHasRoom(t *testing.T) {
+	w, release := stuck(t)
+	defer release()
+	const size = High/4 + 1
+	var wg sync.WaitGroup
+	for i := range 3 {
+		wg.Go(func() {
+			w.Lock()
+			defer w.Unlock()
+			for asked := 0; !w.HasRoom(size); asked++ {
+				if asked == 1 {
+					t.Error("there was room, and then there was none")
+				}
+				if err := w.WaitRoom(context.Background(), size); err != nil {
+					return
+				}
+			}
+			w.Put(w.Buffer()[:High/2]) // as if it had been sent
+		})
+		until(t, w, func() bool { return len(w.room.queue) == i+1 })
+	}
+	w.Lock()
+	w.Put(w.Buffer()[:High/2]) // as if something had left
+	w.Open(&w.room)
+	w.Unlock()
+	wg.Wait()
+}
+
 func TestFailWakesAll(t *testing.T) {
 	for _, how := range []string{"Fail", "Stop"} {
 		w, release := stuck(t)

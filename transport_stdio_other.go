@@ -1,0 +1,12 @@
+//go:build !unix && !windows
+
+package plugwire
+
+import (
+	"errors"
+	"os"
+)
+
+func dupStdin() (*os.File, error)             { return nil, errors.ErrUnsupported }
+func replaceStdin(f *os.File) error           { return f.Close() }
+func dupStdio() (in, out *os.File, err error) { return nil, nil, errors.ErrUnsupported }
