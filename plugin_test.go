@@ -434,7 +434,7 @@ func TestPluginThatDoesNotExit(t *testing.T) {
 		says        []string
 	}{
 		// Half of it passes before SIGTERM, and half is there to obey it.
-		"lingers":  {3 * time.Second, []string{"terminated"}},
+		"lingers":  {time.Second, []string{"terminated"}},
 		"stubborn": {200 * time.Millisecond, []string{"had to be killed", "within 200ms", "ExitTimeout", `"I stay"`}},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
