@@ -55,10 +55,10 @@ type Pool struct {
 	places     int                    // goroutines that each keep a connection
 	connecting int                    // those of them that have none
 	waiting    int
+	waits      Histogram
 	dials      uint64
 	dialErrors uint64
 	lastErr    error
-	past       Stats         // of connections that have ended
 	changed    chan struct{} // closed and replaced when a waiter has reason to look again
 }
 
@@ -421,7 +421,11 @@ func (p *Pool) wait(ctx context.Context, t *tries, method string, stream bool) (
 				return nil, fail(ResourceExhausted, "too many callers wait for a connection (PoolConfig.MaxWaiters)", p.lastErr)
 			}
 			p.waiting++
-			defer func() { p.waiting-- }()
+			began := time.Now()
+			defer func() {
+				p.waiting--
+				p.waits.h.Add(time.Since(began), 1)
+			}()
 			timer, late := time.NewTimer(p.cfg.Pool.MaxWait), time.NewTicker(stagger)
 			defer timer.Stop()
 			defer late.Stop()

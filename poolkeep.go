@@ -40,6 +40,7 @@ type endpoint struct {
 func NewPool(cfg *Config, addrs ...string) *Pool {
 	p := &Pool{cfg: cfg.withDefaults(), spread: len(addrs) > 1, moving: make(chan struct{}, 1),
 		open: make(map[*poolConn]struct{}), changed: make(chan struct{})}
+	p.cfg.metrics = newMetrics(cfg)
 	size := &p.cfg.Pool.Size
 	if *size <= 0 {
 		if *size = 1; p.cfg.hasTLS() {
@@ -49,6 +50,7 @@ func NewPool(cfg *Config, addrs ...string) *Pool {
 	}
 	for _, addr := range addrs {
 		p.endpoints = append(p.endpoints, &endpoint{addr: addr})
+		p.cfg.metrics.count(schemeOf(addr), func(*TransportStats) {}) // it is in Stats from the beginning
 	}
 	if n := len(addrs); n == 0 {
 		p.lastErr = &Error{Code: InvalidArgument, Op: "dial", Message: "the Pool has no address", notRun: true}
@@ -276,10 +278,8 @@ func (p *Pool) drain(pc *poolConn) {
 	p.wg.Go(func() {
 		pc.conn.retire(p.draining)
 		<-pc.conn.Done()
-		stats := pc.conn.Stats()
 		p.mu.Lock()
 		delete(p.open, pc)
-		p.past.add(stats)
 		p.mu.Unlock()
 	})
 }
@@ -386,24 +386,25 @@ type PoolStats struct {
 	Dials      uint64 // begun
 	DialErrors uint64 // failed, for another reason than the Pool's end
 	Retried    uint64 // times that a call or one-way message was tried on another connection
+
+	Waits Histogram // how long calls waited for a connection, of those that had to, with and without success
 }
 
 // Stats returns the Pool's counters.
 func (p *Pool) Stats() PoolStats {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	s := PoolStats{Stats: p.past, Open: len(*p.ready.Load()), Waiting: p.waiting,
+	s := PoolStats{Stats: p.cfg.metrics.stats(), Open: len(*p.ready.Load()), Waiting: p.waiting,
 		Dials: p.dials, DialErrors: p.dialErrors, Retried: p.retried.Load()}
+	s.Waits.h.Merge(&p.waits.h)
 	s.Draining = len(p.open) - s.Open
 	for _, e := range p.endpoints {
 		s.Dialing += e.dials
 	}
 	for pc := range p.open {
-		s.Stats.add(pc.conn.Stats())
 		pc.conn.out.Lock()
 		s.InFlight += pc.conn.inUse()
 		pc.conn.out.Unlock()
 	}
-	s.CertErrors = certErrors.Load()
 	return s
 }

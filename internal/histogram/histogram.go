@@ -29,16 +29,16 @@ type Histogram struct {
 	octaves [octaves]*[subs]uint64
 }
 
-// Add counts d; a negative one as 0.
-func (h *Histogram) Add(d time.Duration) {
+// Add counts d n times; a negative one as 0.
+func (h *Histogram) Add(d time.Duration, n uint64) {
 	v := uint64(max(d, 0))
-	h.count++
-	h.sum += v
+	h.count += n
+	h.sum += n * v
 	octave, sub := place(min(v, most))
 	if h.octaves[octave] == nil {
 		h.octaves[octave] = new([subs]uint64)
 	}
-	h.octaves[octave][sub]++
+	h.octaves[octave][sub] += n
 }
 
 // place returns the bucket of v.

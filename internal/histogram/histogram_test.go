@@ -32,7 +32,7 @@ func TestQuantiles(t *testing.T) {
 			for i := range exact {
 				exact[i] = max(time.Duration(sample()), 0)
 				sum += exact[i]
-				h.Add(exact[i])
+				h.Add(exact[i], 1)
 			}
 			slices.Sort(exact)
 			for _, q := range []float64{0, 0.5, 0.9, 0.99, 0.999, 0.9999, 1} {
@@ -60,16 +60,19 @@ func TestMerge(t *testing.T) {
 	var all, a, b Histogram
 	for i := range 10_000 {
 		d := time.Duration(i * i * 1000)
-		all.Add(d)
+		all.Add(d, 1)
 		if i%3 == 0 {
-			a.Add(d)
+			a.Add(d, 1)
+		} else if i%3 == 1 {
+			all.Add(d, 1)
+			a.Add(d, 2)
 		} else {
-			b.Add(d)
+			b.Add(d, 1)
 		}
 	}
 	for _, d := range []time.Duration{-5, math.MinInt64, math.MaxInt64 / 2, 0} {
-		all.Add(d)
-		a.Add(d)
+		all.Add(d, 1)
+		a.Add(d, 1)
 	}
 	a.Merge(&b)
 	if a.Count() != all.Count() || a.Sum() != all.Sum() {
@@ -120,8 +123,8 @@ func TestBuckets(t *testing.T) {
 
 func TestAddAllocatesNothing(t *testing.T) {
 	var h Histogram
-	h.Add(1000)
-	if n := testing.AllocsPerRun(100, func() { h.Add(1000) }); n != 0 {
+	h.Add(1000, 1)
+	if n := testing.AllocsPerRun(100, func() { h.Add(1000, 1) }); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
 }
@@ -129,6 +132,6 @@ func TestAddAllocatesNothing(t *testing.T) {
 func BenchmarkAdd(b *testing.B) {
 	var h Histogram
 	for i := 0; b.Loop(); i++ {
-		h.Add(time.Duration(i & 0xffff))
+		h.Add(time.Duration(i&0xffff), 1)
 	}
 }
