@@ -104,10 +104,15 @@ func (m *meter) leave(c *Conn) {
 	defer m.mu.Unlock()
 	t := m.of(c.peer.Transport)
 	delete(t.open, c)
+	t.past.addLast(c)
+}
+
+// addLast adds the counters of a connection that is over.
+func (s *TransportStats) addLast(c *Conn) {
 	last := c.counters()
-	t.past.add(&last)
+	s.add(&last)
 	if err := c.Err(); !errors.Is(err, net.ErrClosed) && !errors.Is(err, io.EOF) {
-		t.past.ConnsBroken.add(CodeOf(err), 1)
+		s.ConnsBroken.add(CodeOf(err), 1)
 	}
 }
 
