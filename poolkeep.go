@@ -438,7 +438,7 @@ type EndpointStats struct {
 	Dials     uint64        // begun; ConnsFailed has those that failed
 	Failures  int           // dials that failed, and connections that ended at once, since it last worked
 	LeftAlone time.Duration // how long it is not dialled, from now on
-	Err       error         // of the last dial, or nil
+	LastError string        // why the last dial failed, "" when it did not
 }
 
 // Stats returns the Pool's counters.
@@ -462,7 +462,10 @@ func (p *Pool) Stats() PoolStats {
 	for _, e := range p.endpoints {
 		s.Dialing += e.dials
 		one := EndpointStats{Addr: e.addr, TransportStats: e.past, Dialing: e.dials, Dials: e.begun,
-			Failures: e.failures, LeftAlone: max(time.Until(e.until), 0), Err: e.err}
+			Failures: e.failures, LeftAlone: max(time.Until(e.until), 0)}
+		if e.err != nil {
+			one.LastError = e.err.Error()
+		}
 		if now := at[e]; now != nil {
 			one.TransportStats.add(now)
 		}

@@ -206,13 +206,13 @@ func TestPoolEndpointStats(t *testing.T) {
 		calls += e.CallsSent
 		opened += e.ConnsOpened
 	}
-	if e := s.Endpoints[0]; e.Conns != 1 || e.CallsSent == 0 || e.Err != nil || e.LeftAlone != 0 || e.Failures != 0 {
+	if e := s.Endpoints[0]; e.Conns != 1 || e.CallsSent == 0 || e.LastError != "" || e.LeftAlone != 0 || e.Failures != 0 {
 		t.Errorf("the good one: %+v", e)
 	}
 	if e := s.Endpoints[1]; e.Conns != 0 || e.ConnsOpened != 1 || e.ConnsBroken.Sum() != 1 {
 		t.Errorf("the killed one: %+v", e)
 	}
-	if e := s.Endpoints[2]; e.Failures < 2 || e.ConnsFailed.Sum() < 2 || e.Err == nil || e.LeftAlone <= 0 || e.ConnsOpened != 0 {
+	if e := s.Endpoints[2]; e.Failures < 2 || e.ConnsFailed.Sum() < 2 || e.LastError == "" || e.LeftAlone <= 0 || e.ConnsOpened != 0 {
 		t.Errorf("the dead one: %+v", e)
 	}
 	if calls != s.CallsSent || opened != s.ConnsOpened {
