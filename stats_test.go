@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -497,5 +499,36 @@ func TestStatsJSON(t *testing.T) {
 	}
 	if !slices.Equal(names, []string{"NotFound"}) {
 		t.Errorf("%q", names)
+	}
+}
+
+// TestTheTableOfMetricsHasEachField compares docs/METRICS.md with the fields of
+// Stats and PoolStats. That it has the metrics is tested in contrib/prometheus.
+func TestTheTableOfMetricsHasEachField(t *testing.T) {
+	b, err := os.ReadFile("docs/METRICS.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var documented []string
+	for line := range strings.Lines(string(b)) {
+		if cells := strings.Split(line, "|"); len(cells) == 7 && strings.HasPrefix(line, "| `plugwire_") {
+			for _, name := range strings.Split(cells[4], ",") {
+				documented = append(documented, strings.Trim(name, " `"))
+			}
+		}
+	}
+	var there []string
+	for _, f := range reflect.VisibleFields(reflect.TypeFor[PoolStats]()) {
+		switch f.Name {
+		case "Stats", "TransportStats", "Transport", "Transports": // labels
+		case "InFlight": // a sum
+		default:
+			there = append(there, f.Name)
+		}
+	}
+	slices.Sort(documented)
+	slices.Sort(there)
+	if documented = slices.Compact(documented); !slices.Equal(documented, there) {
+		t.Errorf("documented: %q\nthere:      %q", documented, there)
 	}
 }
