@@ -23,6 +23,7 @@ func TestNoAllocations(t *testing.T) {
 	}{
 		{oursUnaryRow, workload{name: "one caller", workers: 1, batch: 1}},
 		{oursUnaryRow, workload{name: "64 callers", workers: 64, batch: 1}},
+		{metricsRow, workload{name: "64 callers with metrics", workers: 64, batch: 1}},
 		{oursDoAllRow, workload{name: "DoAll", workers: 1, batch: 1000}},
 		{oursOneWayRow, workload{name: "one-way", workers: 1, batch: 1000}},
 	} {

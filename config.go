@@ -50,6 +50,10 @@ type Config struct {
 	// told to the other side.
 	Authorize func(*Peer) error
 
+	// Metrics has calls and streams counted by method and code, and timed: see
+	// Stats.Methods. The other counters of Stats are always there.
+	Metrics bool
+
 	Limits Limits
 	Unix   UnixConfig
 	NPipe  NPipeConfig
@@ -58,9 +62,10 @@ type Config struct {
 	Pool   PoolConfig
 	Launch LaunchConfig
 
-	secret *secret           // of a launch, which both sides prove to know; nil: none
-	vouch  func(*Peer) error // of a launch: whether the peer can be the other side; nil: not asked
-	budget *budget           // of a Server, whose copy this is
+	secret  *secret           // of a launch, which both sides prove to know; nil: none
+	vouch   func(*Peer) error // of a launch: whether the peer can be the other side; nil: not asked
+	budget  *budget           // of a Server, whose copy this is
+	metrics *meter            // of a Server, Pool or Plugin, whose copy this is
 }
 
 // Limits bound what the other side can make this side hold. Those of messages
