@@ -27,8 +27,9 @@ import (
 // was made for this launch), and this process after hostGrace, whatever it does: time
 // for ServePlugin to end in order, and for what the program does then.
 //
-// Windows has no groups: there the process waits for the host's, and ends itself
-// alone. Elsewhere ServePlugin ends by the connection or by stdin, and that is all.
+// Windows does it all: there the system ends what is in the host's job (see
+// process_windows.go), without any time left. Elsewhere ServePlugin ends by the
+// connection or by stdin, and that is all.
 
 // hostGrace is how long a plugin may go on when its host is gone.
 const hostGrace = 300 * time.Millisecond

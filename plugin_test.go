@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -438,6 +439,9 @@ func TestPluginThatDoesNotExit(t *testing.T) {
 		"stubborn": {200 * time.Millisecond, []string{"had to be killed", "within 200ms", "ExitTimeout", `"I stay"`}},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
+			if behaviour == "lingers" && runtime.GOOS == "windows" {
+				t.Skip("TestCtrlBreakAsksThePluginToEnd is about that here")
+			}
 			lt := newLaunchTest(t, behaviour)
 			lt.cfg.Launch.ExitTimeout = want.exitTimeout
 			err := lt.launch().Close()

@@ -88,6 +88,9 @@ func (p *process) run(started chan<- error) {
 	defer runtime.UnlockOSThread()
 	err := startVerified(p.cmd, p.cfg.SHA256)
 	if err == nil {
+		err = joinGroup(p.cmd)
+	}
+	if err == nil {
 		p.stdout.log.start(p.cmd.Process.Pid)
 		p.stderr.log.start(p.cmd.Process.Pid)
 	}
@@ -162,9 +165,9 @@ func (p *process) kill() bool {
 	return p.ended(killGrace)
 }
 
-// stop ends the process: by the end of its stdin at once, by SIGTERM after
-// TermTimeout (where there are signals), by killing it after ExitTimeout. It
-// reports whether that was needed.
+// stop ends the process: by the end of its stdin at once, by SIGTERM (on Windows
+// Ctrl-Break) after TermTimeout, by killing it after ExitTimeout. It reports
+// whether that was needed.
 func (p *process) stop() (killed bool) {
 	p.stdin.Close()
 	if p.ended(p.cfg.TermTimeout) {
