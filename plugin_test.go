@@ -69,8 +69,8 @@ var behaviours = map[string]func(){
 	"custom": func() {
 		must(ServePlugin(testPluginMux(), &Config{Custom: map[string]Transport{"my-tcp": renamedTCP{}}}))
 	},
-	"broken unix": func() {
-		must(ServePlugin(testPluginMux(), &Config{Custom: map[string]Transport{"unix": brokenTransport{}}}))
+	"broken first": func() {
+		must(ServePlugin(testPluginMux(), &Config{Custom: map[string]Transport{localTransport: brokenTransport{}}}))
 	},
 	"only tcp":  func() { must(ServePlugin(testPluginMux(), &Config{Transports: []string{"tcp"}})) },
 	"impatient": func() { must(ServePlugin(testPluginMux(), &Config{Launch: LaunchConfig{StartTimeout: 1}})) },
