@@ -140,9 +140,8 @@ func (p *instance) start(ctx context.Context, cmd *exec.Cmd, cfg *Config) (phase
 // offerTLS adds to order the transports that automatic mutual TLS is for, and
 // returns this side's settings of it.
 func (p *instance) offerTLS(order *launchOrder) (auto TLSConfig, err error) {
-	l := &p.cfg.Launch
 	for _, scheme := range order.transports {
-		if !l.NoAutoMTLS && !p.cfg.hasTLS() && (l.AutoMTLS || scheme != "unix" && scheme != "npipe") {
+		if p.cfg.wantsAutoTLS(scheme) {
 			order.tls = append(order.tls, scheme)
 		}
 	}
@@ -150,6 +149,11 @@ func (p *instance) offerTLS(order *launchOrder) (auto TLSConfig, err error) {
 		auto, order.pin, err = newAutoTLS("plugwire host")
 	}
 	return auto, err
+}
+
+// wantsAutoTLS reports whether automatic mutual TLS is for a transport.
+func (c *Config) wantsAutoTLS(scheme string) bool {
+	return !c.Launch.NoAutoMTLS && !c.hasTLS() && (c.Launch.AutoMTLS || scheme != "unix" && scheme != "npipe")
 }
 
 // vouch decides whether the peer can be the plugin: it is the process that was
@@ -192,6 +196,8 @@ func (p *instance) offer() ([]Candidate, error) {
 		switch {
 		case scheme == "" || !isScheme(scheme) || !known && !builtin:
 			c.Reason = "this host has no such transport"
+		case !builtWithTLS && !p.cfg.Launch.AutoMTLS && p.cfg.wantsAutoTLS(scheme): // who sets AutoMTLS hears of it
+			c.Reason = "it is for automatic mutual TLS, without which this program is built"
 		case scheme == "unix" && p.dir == nil:
 			var err error
 			if p.dir, err = newPrivateDir(p.cfg.Unix.Dir); err != nil {

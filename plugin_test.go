@@ -164,6 +164,7 @@ func newLaunchTest(t *testing.T, behaviour string) *launchTest {
 	lt.cmd.Env = append(os.Environ(), childEnv+"=plugin", behaveEnv+"="+behaviour, pidEnv+"="+lt.pid,
 		"GORACE=atexit_sleep_ms=0") // the race detector's second at every exit is not for plugins
 	lt.cfg.Unix.Dir = dir
+	lt.cfg.Launch.NoAutoMTLS = !builtWithTLS // or there would be no TCP
 	descriptors := openDescriptors()
 	t.Cleanup(func() {
 		defer os.Remove(lt.pid)
