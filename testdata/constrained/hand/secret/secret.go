@@ -2,7 +2,7 @@
 
 // Package secret is what the two programs written by hand have in common with
 // plugwire beside the frames: the proof of a one-time secret, and a log. The tag
-// bare leaves it out.
+// bare leaves both out, nolog the log.
 package secret
 
 import (
@@ -10,7 +10,6 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
-	"log/slog"
 	"os"
 )
 
@@ -34,12 +33,3 @@ func Proof(role string) []byte {
 }
 
 func Equal(a, b []byte) bool { return hmac.Equal(a, b) }
-
-// Log logs, if there is a logger.
-func Log(l *slog.Logger, text string) {
-	if l != nil {
-		l.Info(text)
-	}
-}
-
-var Logger *slog.Logger
