@@ -153,15 +153,16 @@ type LaunchConfig struct {
 	// plugin for the host to connect; default 10 s.
 	StartTimeout time.Duration
 	// ExitTimeout is how long a process has to exit when its connection has ended;
-	// then it is killed, with its process group; default 5 s.
+	// then it is killed, with its process group (on Windows, its job); default 5 s.
 	ExitTimeout time.Duration
-	// TermTimeout is how much of that passes before it gets SIGTERM; default half,
-	// negative: none, and it gets SIGTERM at once.
+	// TermTimeout is how much of that passes before it gets SIGTERM, on Windows
+	// Ctrl-Break, which only a host with a console can send; default half,
+	// negative: none, and it gets that at once.
 	TermTimeout time.Duration
 	// ForwardSignals are signals that this process passes on to the plugin and its
 	// process group, such as os.Interrupt, which a terminal otherwise sends to the
 	// host alone: the plugin runs in a group of its own. As with signal.Notify, they
-	// then no longer end this process by themselves.
+	// then no longer end this process by themselves. On Windows each arrives as Ctrl-Break.
 	ForwardSignals []os.Signal
 
 	// AutoMTLS has a plugin's connection encrypted over Unix sockets, named pipes,

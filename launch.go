@@ -184,9 +184,8 @@ func (p *instance) attach(line *launchLine, dialled *Config) (err error) {
 // offerTLS adds to order the transports that automatic mutual TLS is for, and
 // returns this side's settings of it.
 func (p *instance) offerTLS(order *launchOrder) (auto TLSConfig, err error) {
-	l := &p.cfg.Launch
 	for _, scheme := range order.transports {
-		if !l.NoAutoMTLS && !p.cfg.hasTLS() && (l.AutoMTLS || !slices.Contains(privateSchemes, scheme)) {
+		if p.cfg.wantsAutoTLS(scheme) {
 			order.tls = append(order.tls, scheme)
 		}
 	}
@@ -199,6 +198,11 @@ func (p *instance) offerTLS(order *launchOrder) (auto TLSConfig, err error) {
 // privateSchemes are those over which nobody but the two ends can read or write.
 // (Over stdio that is up to the command.)
 var privateSchemes = []string{"unix", "npipe", stdioScheme, socketpairScheme}
+
+// wantsAutoTLS reports whether automatic mutual TLS is for a transport.
+func (c *Config) wantsAutoTLS(scheme string) bool {
+	return !c.Launch.NoAutoMTLS && !c.hasTLS() && (c.Launch.AutoMTLS || !slices.Contains(privateSchemes, scheme))
+}
 
 // vouch decides whether the peer can be the plugin: it is the process that was
 // started or, when it is going to prove that it knows the secret or has the
@@ -251,6 +255,8 @@ func (p *instance) offer() ([]Candidate, error) {
 			c.Reason = "it must be the only transport: the plugin learns everything on stdin then"
 		case scheme == "" || !isScheme(scheme) || !known && !builtin:
 			c.Reason = "this host has no such transport"
+		case !builtWithTLS && !p.cfg.Launch.AutoMTLS && p.cfg.wantsAutoTLS(scheme): // who sets AutoMTLS hears of it
+			c.Reason = "it is for automatic mutual TLS, without which this program is built"
 		case scheme == "unix" && p.dir == nil:
 			var err error
 			if p.dir, err = newPrivateDir(p.cfg.Unix.Dir); err != nil {

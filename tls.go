@@ -33,6 +33,8 @@ import (
 // that is good for another service's protocol is not enough to speak this one.
 const tlsProtocol = "plugwire/1"
 
+const builtWithTLS = true // false with the tag plugwire_notls
+
 // SetCertificate makes cert this side's certificate, instead of CertFile and KeyFile.
 func (t *TLSConfig) SetCertificate(cert tls.Certificate) {
 	t.SetCertificateFunc(func() (*tls.Certificate, error) { return &cert, nil })

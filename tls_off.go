@@ -13,6 +13,8 @@ func (c *Config) checkTLS(bool, string) error {
 	return &Error{Code: Unimplemented, Message: "Config.TLS is set, but this program is built without TLS", Hint: withTLS}
 }
 
+const builtWithTLS = false
+
 const withTLS = "build it without the tag plugwire_notls"
 
 // newAutoTLS says that there is no automatic TLS either.
