@@ -48,7 +48,7 @@ func TestT16RequestsBeyondTheServersBudgetAreRefused(t *testing.T) {
 				t.Fatal("no room")
 			}
 			if row.name == "one frame" { // one that runs on the reader's goroutine takes no memory
-				a.c.statsOf(a.c.mux.table.Load().methods[mSlow-1]).workerRuns = 1
+				a.c.placementOf(a.c.mux.table.Load().methods[mSlow-1]).workerRuns = 1
 			}
 			a.send(row.send)
 			if row.closed != "" {

@@ -26,7 +26,7 @@ func heap() uint64 {
 // A hundred thousand of each, while the adversary reads nothing: what the other
 // end holds for them stays bounded, also when nothing leaves its writer.
 func TestFloodsWithAStuckWriter(t *testing.T) {
-	const count = 100_000
+	count := longRun(40_000, 100_000)
 	for _, row := range []struct {
 		name   string
 		frames []byte

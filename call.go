@@ -68,6 +68,12 @@ type outCall struct {
 	whole  bool   // the request has been appended in whole
 	ended  bool   // only whole is missing for the slot to be free
 	cancel bool   // CANCEL is to be sent
+
+	// For Config.Metrics. record is nil once the call has been counted, and guarded
+	// by out's lock; began is stored as call is; code and took belong to the reading role.
+	record      *methodRecord
+	began, took time.Duration
+	code        Code
 }
 
 // The states of a slot. Who moves it from waiting to delivering may write the
@@ -145,8 +151,9 @@ func (c *Conn) Do(ctx context.Context, call *Call) error {
 	done := tokens.Get().(chan struct{})
 	defer tokens.Put(done)
 	alone := c.expecting.Add(1) == 1 && !c.crowd.Load()
+	began := c.begins()
 	c.out.Lock()
-	id, e, err := c.begin(ctx, call, nil, done)
+	id, e, err := c.begin(ctx, call, began, nil, done)
 	if e == nil { // before Turn, whose promise would not be kept
 		c.out.Unlock()
 		call.join() // it may have ended well before the request was sent in whole
@@ -174,7 +181,7 @@ func (c *Conn) Do(ctx context.Context, call *Call) error {
 		select {
 		case <-done:
 		case <-cancelled:
-			if c.abandon(e, id, done) {
+			if c.abandon(ctx, e, id, done) {
 				return callError(ctx.Err(), call.Method, false)
 			}
 			<-done // it was being delivered
@@ -193,9 +200,10 @@ func (c *Conn) DoAll(ctx context.Context, calls []*Call) error {
 	g.ids = g.ids[:0]
 	g.left.Store(int64(len(calls)) + 1) // one for this loop, so that the end is not seen too early
 	c.expecting.Add(int64(len(calls)))
+	began := c.begins()
 	c.out.Lock()
 	for _, call := range calls {
-		id, e, err := c.begin(ctx, call, g, nil)
+		id, e, err := c.begin(ctx, call, began, g, nil)
 		if e == nil {
 			call.Err = err
 			g.end(1)
@@ -235,7 +243,7 @@ func (c *Conn) abandonAll(ctx context.Context, g *callGroup, calls []*Call) {
 	c.out.Lock()
 	for i, id := range g.ids {
 		e := c.calls.at(id) // perhaps another's by now
-		if e != nil && e.group == g && e.call == calls[i] && c.abandonLocked(e, id) {
+		if e != nil && e.group == g && e.call == calls[i] && c.abandonLocked(ctx, e, id) {
 			calls[i].Err = callError(ctx.Err(), calls[i].Method, false)
 			abandoned++
 		}
@@ -266,32 +274,32 @@ func callError(err error, method string, notRun bool) error {
 // the call in expecting. Without a slot the call has ended with the error;
 // (nil when the reply did not wait for the rest of the request), otherwise its
 // ending will come.
-func (c *Conn) begin(ctx context.Context, call *Call, g *callGroup, done chan struct{}) (uint32, *outCall, error) {
+func (c *Conn) begin(ctx context.Context, call *Call, began time.Duration, g *callGroup, done chan struct{}) (uint32, *outCall, error) {
 	call.Err = nil
 	code, err := c.methodNumber(call.Method)
 	if err != nil {
-		c.expecting.Add(-1)
-		return 0, nil, err
+		return c.notBegun(call, began, err)
 	}
 	m := message{kind: FrameCall, code: code, name: call.Method, payload: call.Request}
 	m.deadline, _ = ctx.Deadline()
 	if call.Metadata != nil || call.ReplyMetadata != nil {
 		call.ReplyMetadata = nil
 		if err := c.setMeta(&m, call.Metadata); err != nil {
-			c.expecting.Add(-1)
-			return 0, nil, err
+			return c.notBegun(call, began, err)
 		}
 	}
 	if !c.mayBegin(ctx, &m) {
 		if err := c.admitCall(ctx, &m); err != nil {
-			c.expecting.Add(-1)
-			return 0, nil, callError(err, call.Method, true)
+			return c.notBegun(call, began, callError(err, call.Method, true))
 		}
 	}
 	id, e := c.takeSlot()
 	e.call, e.group, e.done = call, g, done
 	e.cost, e.end = m.cost(), 0
 	e.whole, e.ended, e.cancel = false, false, false
+	if c.shard != nil {
+		e.record, e.began = c.callRecord(code, call.Method), began
+	}
 	e.state.Store(callWaiting)
 	c.reserved += e.cost
 	c.callsSent++
@@ -308,6 +316,13 @@ func (c *Conn) begin(ctx context.Context, call *Call, g *callGroup, done chan st
 		c.freeSlot(id, e)
 	}
 	return id, e, nil
+}
+
+// notBegun ends a call that failed before it had a slot.
+func (c *Conn) notBegun(call *Call, began time.Duration, err error) (uint32, *outCall, error) {
+	c.expecting.Add(-1)
+	c.countUnsent(call.Method, false, began, err)
+	return 0, nil, err
 }
 
 // takeSlot returns a free slot. Called under out's lock, when there is one.
@@ -385,6 +400,7 @@ func (c *Conn) admitCall(ctx context.Context, m *message) error {
 		}
 		if !free() || !waited && !c.admit.Empty() {
 			waited = true
+			c.stalls.Calls++
 			if err := c.waitFor(ctx, &c.admit, func() bool { return free() || c.life.mayOpen(c) != nil }); err != nil {
 				return err
 			}
@@ -455,8 +471,10 @@ func (c *Conn) beginLarge(ctx context.Context, e *outCall, m *message) (whole bo
 	err = callError(err, m.name, true)
 	switch {
 	case begun && e.abandon():
+		c.countEnded(e, CodeOf(err))
 		return false, err // the ending will free the slot
 	case !begun && e.abandon():
+		c.countEnded(e, CodeOf(err))
 		e.state.Store(callIdle)
 		c.expecting.Add(-1)
 	default: // it has ended already, well or not
@@ -494,9 +512,9 @@ func (c *Conn) freeSlot(id uint32, e *outCall) {
 
 // abandon gives up a call for its caller, who waits at done, and has the other
 // side told. False means that the call has ended or is about to.
-func (c *Conn) abandon(e *outCall, id uint32, done chan struct{}) bool {
+func (c *Conn) abandon(ctx context.Context, e *outCall, id uint32, done chan struct{}) bool {
 	c.out.Lock()
-	ok := e.done == done && c.abandonLocked(e, id) // else the slot is another's by now
+	ok := e.done == done && c.abandonLocked(ctx, e, id) // else the slot is another's by now
 	c.out.Unlock()
 	if ok {
 		c.out.Flush()
@@ -504,10 +522,11 @@ func (c *Conn) abandon(e *outCall, id uint32, done chan struct{}) bool {
 	return ok
 }
 
-func (c *Conn) abandonLocked(e *outCall, id uint32) bool {
+func (c *Conn) abandonLocked(ctx context.Context, e *outCall, id uint32) bool {
 	if !e.abandon() {
 		return false
 	}
+	c.countEnded(e, CodeOf(ctx.Err()))
 	e.cancel = true
 	c.cancels = append(c.cancels, id)
 	c.out.Signal()

@@ -56,6 +56,10 @@ type Config struct {
 	// told to the other side.
 	Authorize func(*Peer) error
 
+	// Metrics has calls and streams counted by method and code, and timed: see
+	// Stats.Methods. The other counters of Stats are always there.
+	Metrics bool
+
 	Limits Limits
 	Unix   UnixConfig
 	NPipe  NPipeConfig
@@ -68,12 +72,13 @@ type Config struct {
 	// each variable with its prefix that is no setting. Nothing reads it.
 	EnvWarnings []string
 
-	env    *envRoles         // what ConfigFromEnv found for one role alone
-	order  string            // what has set Transports, for Selection; "": the program
-	secret *secret           // of a launch, which both sides prove to know; nil: none
-	vouch  func(*Peer) error // of a launch: whether the peer can be the other side; nil: not asked
-	budget *budget           // of a Server, whose copy this is
-	rate   *rateLimit        // of Limits.MaxRate, made by withDefaults
+	env     *envRoles         // what ConfigFromEnv found for one role alone
+	order   string            // what has set Transports, for Selection; "": the program
+	secret  *secret           // of a launch, which both sides prove to know; nil: none
+	vouch   func(*Peer) error // of a launch: whether the peer can be the other side; nil: not asked
+	budget  *budget           // of a Server, whose copy this is
+	rate    *rateLimit        // of Limits.MaxRate, made by withDefaults
+	metrics *meter            // of a Server, Pool or Plugin, whose copy this is
 }
 
 // Limits bound what the other side can make this side hold. Those of messages
@@ -179,15 +184,16 @@ type LaunchConfig struct {
 	// plugin for the host to connect; default 10 s.
 	StartTimeout time.Duration
 	// ExitTimeout is how long a process has to exit when its connection has ended;
-	// then it is killed, with its process group; default 5 s.
+	// then it is killed, with its process group (on Windows, its job); default 5 s.
 	ExitTimeout time.Duration
-	// TermTimeout is how much of that passes before it gets SIGTERM; default half,
-	// negative: none, and it gets SIGTERM at once.
+	// TermTimeout is how much of that passes before it gets SIGTERM, on Windows
+	// Ctrl-Break, which only a host with a console can send; default half,
+	// negative: none, and it gets that at once.
 	TermTimeout time.Duration
 	// ForwardSignals are signals that this process passes on to the plugin and its
 	// process group, such as os.Interrupt, which a terminal otherwise sends to the
 	// host alone: the plugin runs in a group of its own. As with signal.Notify, they
-	// then no longer end this process by themselves.
+	// then no longer end this process by themselves. On Windows each arrives as Ctrl-Break.
 	ForwardSignals []os.Signal
 
 	// AutoMTLS has a plugin's connection encrypted over Unix sockets, named pipes,

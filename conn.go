@@ -45,13 +45,18 @@ type Conn struct {
 	cancels  []uint32           // slots whose CANCEL is to be sent
 	dirty    []*Stream          // those whose CREDIT is to be sent
 
-	callsSent, callsServed uint64
-	announce               bool    // METHODS is to be sent
-	pong                   bool    // PONG is to be sent
-	pingData               [8]byte // what it returns
-	pings                  map[uint64]chan struct{}
-	pingLast               uint64
-	pingSend               bool
+	// Counters, see stats.go.
+	callsSent, callsServed, callsEnded                    uint64
+	streamsOpen, streamsOpened, streamsServed, streamSent uint64 // streamSent: messages
+	stalls                                                Stalls
+	callRecords                                           []*methodRecord // by the other side's method number
+
+	announce bool    // METHODS is to be sent
+	pong     bool    // PONG is to be sent
+	pingData [8]byte // what it returns
+	pings    map[uint64]chan struct{}
+	pingLast uint64
+	pingSend bool
 
 	// What is received: see read.go for who may touch what. Fields without
 	// atomics belong to the holder of the reading role.
@@ -68,7 +73,7 @@ type Conn struct {
 	unsettled     atomic.Bool       // there are others whose endings the reader has not passed on
 	oneWay        inNotes           // the other side's one-way messages
 	methodsComing *peerMethods
-	stats         []methodStats
+	placements    []placement
 	expecting     atomic.Int64 // goroutines that wait for something to be received
 	crowd         atomic.Bool  // several calls were in flight when the last endings came: one alone is no sign of a lone caller
 
@@ -83,7 +88,13 @@ type Conn struct {
 	eof     chan struct{} // closed when nothing more will be read
 	done    chan struct{} // closed when everything is over
 
-	reads, readBytes atomic.Uint64
+	reads, readBytes        atomic.Uint64
+	streamsTaken, streamGot atomic.Uint64 // streams of the other side; messages of streams
+	shard                   *methodShard  // where calls are counted by method, or nil
+
+	// Of the holder of the reading role.
+	servedRecords []*methodRecord // by this side's method number
+	served        []servedCalls   // calls that are to be counted
 
 	alive *time.Timer // of keepalive, or nil; guarded by out's lock
 }
@@ -109,7 +120,9 @@ func open(ctx context.Context, nc net.Conn, dialler bool, addr string, cfg *Conf
 	if err != nil {
 		refusePeer(ctx, nc, dialler, cfg, err)
 		nc.Close()
-		return nil, handshakeError(addr, err)
+		err = handshakeError(addr, err)
+		cfg.metrics.failed(nc.RemoteAddr().Network(), err)
+		return nil, err
 	}
 	nc.SetDeadline(time.Now().Add(cfg.HandshakeTimeout)) // before ctx can move it
 	moved := make(chan struct{})
@@ -140,7 +153,9 @@ func open(ctx context.Context, nc net.Conn, dialler bool, addr string, cfg *Conf
 	if err != nil {
 		peer.process.Close()
 		nc.Close()
-		return nil, handshakeError(addr, err)
+		err = handshakeError(addr, err)
+		cfg.metrics.failed(peer.Transport, err)
+		return nil, err
 	}
 	c := newConn(nc2, peer, theirs, app, cfg)
 	if cfg.OnConn != nil && !dialler {
@@ -203,6 +218,7 @@ func newConn(nc net.Conn, peer *Peer, theirs *hello, app int, cfg *Config) *Conn
 	c.out = batch.New(nc, batch.Config{Control: c.appendControl, Seal: seal, Failed: c.writeFailed, Timeout: cfg.WriteTimeout})
 	c.reader = newReader(c)
 	c.role.Store(roleReading) // start's, so that nobody who uses c in OnConn takes it
+	cfg.metrics.join(c)
 	return c
 }
 
@@ -286,30 +302,6 @@ func (c *Conn) Err() error {
 	c.errMu.Lock()
 	defer c.errMu.Unlock()
 	return c.err
-}
-
-// Stats is a snapshot of a connection's counters.
-type Stats struct {
-	CallsSent    uint64 // calls that this side made
-	CallsServed  uint64 // calls of the other side that ended here
-	BytesWritten uint64
-	BytesRead    uint64
-	Writes       uint64 // write calls that took bytes
-	Reads        uint64 // read calls that gave bytes
-	CertErrors   uint64 // failed attempts to read changed certificate files, of the whole process; see TLSConfig
-	Refused      uint64 // of a Server: connections that were not let in, for who they are or what they could not show
-}
-
-// certErrors is Stats.CertErrors.
-var certErrors atomic.Uint64
-
-// Stats returns the connection's counters.
-func (c *Conn) Stats() Stats {
-	c.out.Lock()
-	defer c.out.Unlock()
-	return Stats{CallsSent: c.callsSent, CallsServed: c.callsServed,
-		BytesWritten: c.out.Sent(), Writes: c.out.Writes(), BytesRead: c.readBytes.Load(), Reads: c.reads.Load(),
-		CertErrors: certErrors.Load()}
 }
 
 // Ping asks the other side for a sign of life and returns how long it took.

@@ -7,9 +7,9 @@ import (
 
 // Dispatch: where a handler runs, and what becomes of it.
 
-// methodStats decides where a method's handler runs: inline, until it is caught
+// A placement decides where a method's handler runs: inline, until it is caught
 // waiting slowAfter times within slowRuns runs; then on workers for a while.
-type methodStats struct {
+type placement struct {
 	runs, caught int
 	workerRuns   int // how many more calls go to workers
 	penalty      int // how many the next time
@@ -21,21 +21,21 @@ const (
 	maxSlowPenalty = 64 << 10
 )
 
-func (c *Conn) statsOf(m *method) *methodStats {
-	for int(m.number) >= len(c.stats) {
-		c.stats = append(c.stats, methodStats{penalty: slowRuns})
+func (c *Conn) placementOf(m *method) *placement {
+	for int(m.number) >= len(c.placements) {
+		c.placements = append(c.placements, placement{penalty: slowRuns})
 	}
-	return &c.stats[m.number]
+	return &c.placements[m.number]
 }
 
 // inline reports whether the next run of the method may be on the reader's goroutine.
-func (s *methodStats) inline() bool {
-	if s.workerRuns > 0 {
-		s.workerRuns--
+func (p *placement) inline() bool {
+	if p.workerRuns > 0 {
+		p.workerRuns--
 		return false
 	}
-	if s.runs++; s.runs == slowRuns {
-		s.runs, s.caught = 0, 0
+	if p.runs++; p.runs == slowRuns {
+		p.runs, p.caught = 0, 0
 	}
 	return true
 }
@@ -43,7 +43,7 @@ func (s *methodStats) inline() bool {
 // caught notes that a handler waited while it ran inline. The new holder of the
 // role calls it.
 func (c *Conn) caught(m *method) {
-	s := c.statsOf(m)
+	s := c.placementOf(m)
 	if s.caught++; s.caught >= slowAfter {
 		s.runs, s.caught = 0, slowAfter-1 // tried again later, once
 		s.workerRuns = s.penalty
@@ -67,7 +67,7 @@ func (rd *reader) dispatch(in *inCall) (mine bool) {
 		rd.refuse(in, err)
 		return true
 	}
-	if in.whole.total > 0 || rd.isCongested() || !c.statsOf(m).inline() {
+	if in.whole.total > 0 || rd.isCongested() || !c.placementOf(m).inline() {
 		c.keep(in)
 		if in.whole.total == 0 {
 			if n := len(in.req.payload); n > uncounted {
@@ -84,7 +84,7 @@ func (rd *reader) dispatch(in *inCall) (mine bool) {
 		c.workers.run(in)
 		return true
 	}
-	rd.in = in
+	rd.in, rd.clock = in, 0
 	room := rd.replyRoom()
 	rd.enter(m, &in.req)
 	out, err := invoke(m, &in.req, room)

@@ -49,6 +49,7 @@ func (c *Conn) endCalls(err error, flushing bool) {
 			}
 			// Who says done has ended every call that it received.
 			notRun := !e.whole || !flushing && e.end > c.out.Gone() || err == error(theyClosedError)
+			c.countEnded(e, Unavailable)
 			e.finish(&Error{Code: Unavailable, Op: "call", Addr: e.call.Method, Err: err, notRun: notRun})
 		})
 		c.serving.all(func(_ uint32, in *inCall) {
@@ -95,6 +96,7 @@ func (c *Conn) finish() {
 		return
 	}
 	c.mux.remove(c)
+	c.cfg.metrics.leave(c)
 	c.nothingArrives()
 	c.workers.close()
 	c.peer.process.Close()

@@ -29,8 +29,9 @@ import (
 //
 // One that is to outlive its host (Config.Launch.Detach) does none of this.
 //
-// Windows has no groups: there the process waits for the host's, and ends itself
-// alone. Elsewhere ServePlugin ends by the connection or by stdin, and that is all.
+// Windows does it all: there the system ends what is in the host's job (see
+// process_windows.go), without any time left. Elsewhere ServePlugin ends by the
+// connection or by stdin, and that is all.
 
 // hostGrace is how long a plugin may go on when its host is gone.
 const hostGrace = 300 * time.Millisecond

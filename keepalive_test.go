@@ -9,7 +9,7 @@ import (
 // A peer that is silent is given up at its time; one that answers, or sends
 // anything else, is not.
 func TestKeepAlive(t *testing.T) {
-	const idle = 120 * time.Millisecond
+	const idle = 60 * time.Millisecond
 	cfg := &Config{KeepAlive: idle}
 	eachWay(t, func(t *testing.T, w way) {
 		a := meet(t, w, cfg, nil)
@@ -54,7 +54,7 @@ func TestKeepAliveDefaults(t *testing.T) {
 
 func TestKeepAliveBetweenTwo(t *testing.T) {
 	overTransports(t, func(t *testing.T, transport string) {
-		x, y := pair(t, transport, &Config{KeepAlive: 300 * time.Millisecond}, serves(echoMux(nil)))
+		x, y := pair(t, transport, &Config{KeepAlive: 150 * time.Millisecond}, serves(echoMux(nil)))
 		before := y.Stats().Reads
 		until(t, "PING and answer, twice", func() bool { return y.Stats().Reads >= before+2 })
 		if err := checkCall(background, x, 10, 1); err != nil || x.Err() != nil || y.Err() != nil {

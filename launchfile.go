@@ -112,6 +112,8 @@ func startHint(dir, path string, err error) (Code, string) {
 	file := fromDir(dir, path)
 	fi, statErr := os.Stat(file)
 	switch {
+	case errors.Is(err, exec.ErrNotFound) && filepath.Base(path) != path: // Windows
+		return NotFound, "there is no such file with .exe or what else PATHEXT lists"
 	case errors.Is(err, exec.ErrNotFound):
 		return NotFound, "it is in no directory of PATH; give its path"
 	case errors.Is(err, exec.ErrDot):

@@ -126,8 +126,8 @@ func greetUntil(t *testing.T, p *Plugin, took []time.Duration, done <-chan struc
 func TestFloodOfLogs(t *testing.T) {
 	const maxGrowth = 32 << 20 // of the heap, garbage included
 	floods := []logFlood{
-		{"log", 8 << 20, 17 << 20}, // 1 GB a minute
-		{"log", 8 << 20, 0},
+		{"log", 4 << 20, 17 << 20}, // 1 GB a minute
+		{"log", 4 << 20, 0},
 		{"line", 10 << 20, 0},
 		{"garbage", 4 << 20, 0},
 		{"records", 2 << 20, 0},
@@ -138,6 +138,9 @@ func TestFloodOfLogs(t *testing.T) {
 	for _, logger := range []string{"slog", "none"} {
 		for i, flood := range floods {
 			t.Run(fmt.Sprintf("%s/%d-%s", logger, i, flood.kind), func(t *testing.T) {
+				if logger == "none" && i > 1 && !longTests {
+					t.Skip("as above, with less to do")
+				}
 				if raceEnabled {
 					flood.bytes = min(flood.bytes, 2<<20)
 				}

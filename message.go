@@ -53,6 +53,14 @@ func (m *message) byName() bool {
 // size is the length of the message as one frame's payload.
 func (m *message) size() int { return m.prefixLen() + len(m.payload) }
 
+// status is the code of an ending: OK of a REPLY or a CLOSE without one.
+func (m *message) status() Code {
+	if m.kind == FrameReply {
+		return OK
+	}
+	return Code(m.code)
+}
+
 // append appends the first frame of the message with the first n bytes of its
 // payload: the only frame when that is all of it. The time left is computed here.
 func (m *message) append(b []byte, n int) []byte {

@@ -13,7 +13,7 @@ func (rd *reader) plainNote(h *FrameHeader) *method {
 		return nil
 	}
 	m := t.methods[h.Code-1]
-	s := c.statsOf(m)
+	s := c.placementOf(m)
 	if s.workerRuns > 0 || m.handler == nil || c.cfg.rate != nil {
 		return nil
 	}
@@ -44,7 +44,7 @@ func (rd *reader) noteRun(m *method) (ran, mine bool) {
 	r := &rd.note
 	r.conn, r.method, r.name, r.reader = c, m, "", rd
 
-	stats := c.statsOf(m)
+	stats := c.placementOf(m)
 	runs, most := 0, slowRuns-stats.runs
 	running := false
 	defer func() {

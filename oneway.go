@@ -106,6 +106,7 @@ func (c *Conn) notifySlow(ctx context.Context, m *message) error {
 		}
 		if !fits() || !waited && !n.window.Empty() {
 			waited = true
+			c.stalls.OneWay++
 			n.left = 0 // until nobody waits
 			c.askCredit()
 			open := func() bool {
@@ -463,7 +464,7 @@ func (rd *reader) deliver(m *method, name string, payload []byte) (mine bool) {
 		rd.noteMsgs++
 		return true
 	}
-	if !c.statsOf(m).inline() {
+	if !c.placementOf(m).inline() {
 		rd.queue(note{method: m, name: name, payload: payload})
 		return true
 	}
@@ -491,6 +492,7 @@ func (rd *reader) queue(nt note) {
 // noted goes on after a handler that ran inline.
 func (rd *reader) noted() (mine bool) {
 	size := uint64(rd.noteSize)
+	rd.clock = 0
 	rd.note.release()
 	if rd.leave() {
 		rd.noteBytes += size

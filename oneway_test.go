@@ -89,9 +89,9 @@ func TestNotifyKeepsOrder(t *testing.T) {
 	overTransports(t, func(t *testing.T, transport string) {
 		for name, f := range slow {
 			t.Run(name, func(t *testing.T) {
-				n := 100_000
-				if testing.Short() || raceEnabled || transport == "pipe" {
-					n = 20_000
+				n := longRun(40_000, 100_000)
+				if raceEnabled || transport == "pipe" {
+					n = 10_000
 				}
 				o := &inOrder{t: t, slow: f}
 				m := NewMux()

@@ -264,10 +264,13 @@ func fill(n int, seed uint64) []byte {
 
 // scaled is how many rounds of n are worth their time under the race detector.
 func scaled(n int) int {
-	if raceEnabled {
+	switch {
+	case longTests:
+		return n
+	case raceEnabled:
 		return max(n/4, 1)
 	}
-	return n
+	return max(n/2, 1)
 }
 
 // sealed makes a message of n bytes, at least 12, that unseal recognises: seed,

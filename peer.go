@@ -19,7 +19,7 @@ import (
 type Peer struct {
 	UID, GID, PID int
 	SID           string // Windows, over named pipes: the user, as "S-1-5-..."; of a server, the owner of the pipe; else ""
-	Executable    string // Linux: path of the program that PID ran when the handshake began, as /proc names it; "" when not known
+	Executable    string // Linux, Windows: path of the program that PID ran when the handshake began, as the system names it; "" when not known
 	Transport     string // the scheme of the connection's address
 	Verified      bool   // the ids come from the kernel, or TLS has verified the certificate
 	SPIFFEID      string // that TLS has verified, see TLSConfig.TrustDomain; else ""
@@ -33,7 +33,8 @@ type Peer struct {
 // connected: what is looked up by PID while Valid is true both before and after
 // is about that process. It is false when that process has exited, when the
 // connection is over, and where nobody can tell: it is only ever true over Unix
-// sockets on Linux. (Before Linux 6.5, a process that exits within the instant
+// sockets on Linux, and over named pipes of processes that this one may open.
+// (On Windows, and before Linux 6.5, a process that exits within the instant
 // between connecting and being accepted may be mistaken for its successor.)
 func (p *Peer) Valid() bool { return p.process.Alive() }
 

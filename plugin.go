@@ -26,7 +26,6 @@ type Plugin struct {
 	changed  chan struct{}          // closed and replaced when cur changes
 	over     bool                   // no process runs or will
 	live     map[*instance]struct{} // those that have not ended
-	before   Stats                  // of those that have
 
 	swapping sync.Mutex // held while Swap starts an instance
 	telling  sync.Mutex // held while an event is reported
@@ -75,7 +74,8 @@ func Launch(ctx context.Context, cmd *exec.Cmd, cfg *Config) (*Plugin, error) {
 }
 
 func newPlugin(cmd *exec.Cmd, cfg *Config) *Plugin {
-	p := &Plugin{given: cfg, cfg: cfg.withDefaults(), template: cmd, live: make(map[*instance]struct{}),
+	given := cfg.counted()
+	p := &Plugin{given: given, cfg: given.withDefaults(), template: cmd, live: make(map[*instance]struct{}),
 		changed: make(chan struct{}), done: make(chan struct{})}
 	p.closing, p.stop = context.WithCancel(context.Background())
 	return p
@@ -107,16 +107,9 @@ func (p *Plugin) Conn() *Conn { return p.cur.Load().conn }
 // Pid returns the process id of the plugin, or of the last process that ran.
 func (p *Plugin) Pid() int { return p.cur.Load().pid() }
 
-// Stats returns the sums of the counters of all connections that it has had.
+// Stats returns the counters of all connections that it has had.
 func (p *Plugin) Stats() Stats {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	sum := p.before
-	for inst := range p.live {
-		sum.add(inst.conn.Stats())
-	}
-	sum.CertErrors = certErrors.Load()
-	return sum
+	return p.cfg.metrics.stats()
 }
 
 // Selection says which transport was chosen, and why. The caller owns it.

@@ -89,7 +89,7 @@ func TestGrandchildOutOfReachDoesNotHoldUpClose(t *testing.T) {
 func TestTermTimeoutSetsWhenSIGTERMComes(t *testing.T) {
 	lt := newLaunchTest(t, "lingers")
 	// What comes while ServePlugin still runs ends that, and not the process.
-	lt.cfg.Launch.ExitTimeout, lt.cfg.Launch.TermTimeout = time.Minute, time.Second
+	lt.cfg.Launch.ExitTimeout, lt.cfg.Launch.TermTimeout = time.Minute, 300*time.Millisecond
 	start := time.Now()
 	if err := lt.launch().Close(); err == nil || !strings.Contains(err.Error(), "terminated") {
 		t.Error(err)

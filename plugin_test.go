@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -68,8 +69,8 @@ var behaviours = map[string]func(){
 	"custom": func() {
 		must(ServePlugin(testPluginMux(), &Config{Custom: map[string]Transport{"my-tcp": renamedTCP{}}}))
 	},
-	"broken unix": func() {
-		must(ServePlugin(testPluginMux(), &Config{Custom: map[string]Transport{"unix": brokenTransport{}}}))
+	"broken first": func() {
+		must(ServePlugin(testPluginMux(), &Config{Custom: map[string]Transport{localTransport: brokenTransport{}}}))
 	},
 	"only tcp":  func() { must(ServePlugin(testPluginMux(), &Config{Transports: []string{"tcp"}})) },
 	"impatient": func() { must(ServePlugin(testPluginMux(), &Config{Launch: LaunchConfig{StartTimeout: 1}})) },
@@ -163,6 +164,7 @@ func newLaunchTest(t *testing.T, behaviour string) *launchTest {
 	lt.cmd.Env = append(os.Environ(), childEnv+"=plugin", behaveEnv+"="+behaviour, pidEnv+"="+lt.pid,
 		"GORACE=atexit_sleep_ms=0") // the race detector's second at every exit is not for plugins
 	lt.cfg.Unix.Dir = dir
+	lt.cfg.Launch.NoAutoMTLS = !builtWithTLS // or there would be no TCP
 	descriptors := openDescriptors()
 	t.Cleanup(func() {
 		defer os.Remove(lt.pid)
@@ -434,10 +436,13 @@ func TestPluginThatDoesNotExit(t *testing.T) {
 		says        []string
 	}{
 		// Half of it passes before SIGTERM, and half is there to obey it.
-		"lingers":  {3 * time.Second, []string{"terminated"}},
+		"lingers":  {time.Second, []string{"terminated"}},
 		"stubborn": {200 * time.Millisecond, []string{"had to be killed", "within 200ms", "ExitTimeout", `"I stay"`}},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
+			if behaviour == "lingers" && runtime.GOOS == "windows" {
+				t.Skip("TestCtrlBreakAsksThePluginToEnd is about that here")
+			}
 			lt := newLaunchTest(t, behaviour)
 			lt.cfg.Launch.ExitTimeout = want.exitTimeout
 			err := lt.launch().Close()

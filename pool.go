@@ -30,14 +30,13 @@ import (
 // connection: over Unix sockets, where the kernel tells of a peer's end, it has
 // to be set for peers that may hang.
 type Pool struct {
-	cfg         *Config
-	perEndpoint int
-	spread      bool // ties go to connections at random: there are several addresses
+	cfg *Config
 
 	ready   atomic.Pointer[[]*poolConn] // those that take new work; replaced as a whole under mu
 	notes   atomic.Pointer[poolConn]    // which one-way messages go to
 	moving  chan struct{}               // holds a token while notes is changed, which may take long
 	mayGrow atomic.Bool                 // a further connection may be opened
+	spread  atomic.Bool                 // ties go to connections at random: there are several addresses
 	retried atomic.Uint64
 
 	// ctx ends when the pool is closed or shut down: nothing is dialled any more.
@@ -48,18 +47,21 @@ type Pool struct {
 
 	// mu is not held while anything waits. A connection's out lock may be taken
 	// under it, never the other way around.
-	mu         sync.Mutex
-	endpoints  []*endpoint
-	turn       int                    // with whom choose begins
-	open       map[*poolConn]struct{} // ready or draining
-	places     int                    // goroutines that each keep a connection
-	connecting int                    // those of them that have none
-	waiting    int
-	dials      uint64
-	dialErrors uint64
-	lastErr    error
-	past       Stats         // of connections that have ended
-	changed    chan struct{} // closed and replaced when a waiter has reason to look again
+	mu          sync.Mutex
+	endpoints   []*endpoint
+	perEndpoint int
+	size        int                    // as many places as there may be
+	resolving   bool                   // Resolver has been asked
+	turn        int                    // with whom choose begins
+	open        map[*poolConn]struct{} // ready or draining
+	places      int                    // goroutines that each keep a connection
+	connecting  int                    // those of them that have none
+	waiting     int
+	waits       Histogram
+	dials       uint64
+	dialErrors  uint64
+	lastErr     error
+	changed     chan struct{} // closed and replaced when a waiter has reason to look again
 }
 
 var _ Caller = (*Pool)(nil)
@@ -80,6 +82,24 @@ type PoolConfig struct {
 	IdleTime   time.Duration // a connection that nobody used for so long is closed; default 5 min
 	MaxAge     time.Duration // a connection older than that, give or take a tenth, is replaced and drains; default none
 	MaxBackOff time.Duration // an address that fails is left alone for a time that grows to this one; default 5 s
+
+	// Resolver says where calls may go, in place of addresses that never change:
+	// see package resolver. Those given to NewPool serve until it has answered. Nil: there is none.
+	Resolver Resolver
+}
+
+// A Resolver finds out the addresses of a Pool's servers.
+//
+// Watch calls update with all of them, once they are known and again when they have
+// changed, until ctx ends. When it fails it returns the error: the Pool goes on with
+// the addresses that it has, also when it is told of none at all, and calls Watch
+// again after a growing time. update does not wait and keeps nothing. A Pool calls
+// Watch when it first needs a connection, and never two at a time.
+//
+// Connections to an address that is no longer there end, when they have been
+// replaced, as soon as their calls have ended.
+type Resolver interface {
+	Watch(ctx context.Context, update func(addrs []string)) error
 }
 
 // Defaults of PoolConfig.
@@ -116,6 +136,8 @@ type poolConn struct {
 	away    atomic.Bool   // takes no new work
 	gone    chan struct{} // closed when the connection refuses new work
 	streams atomic.Uint64 // that were opened
+	moved   bool          // move is closed; guarded by mu
+	move    chan struct{} // closed when its place should have a connection to another address
 }
 
 // lookAtAll is the number of connections above which two of them are looked at
@@ -138,7 +160,7 @@ func (p *Pool) pick(t *tries, stream bool) *poolConn {
 		}
 	}
 	first := 0
-	if n > 1 && p.spread {
+	if n > 1 && p.spread.Load() {
 		first = rand.IntN(n)
 	}
 	var best *poolConn
@@ -413,6 +435,7 @@ func (p *Pool) wait(ctx context.Context, t *tries, method string, stream bool) (
 		if len(t.conns) > 0 && slices.ContainsFunc(*p.ready.Load(), func(pc *poolConn) bool { return !pc.away.Load() }) {
 			return nil, errNoOther
 		}
+		p.resolve()
 		if p.hopeless() {
 			return nil, fail(CodeOf(p.lastErr), "no connection", p.lastErr)
 		}
@@ -421,7 +444,11 @@ func (p *Pool) wait(ctx context.Context, t *tries, method string, stream bool) (
 				return nil, fail(ResourceExhausted, "too many callers wait for a connection (PoolConfig.MaxWaiters)", p.lastErr)
 			}
 			p.waiting++
-			defer func() { p.waiting-- }()
+			began := time.Now()
+			defer func() {
+				p.waiting--
+				p.waits.h.Add(time.Since(began), 1)
+			}()
 			timer, late := time.NewTimer(p.cfg.Pool.MaxWait), time.NewTicker(stagger)
 			defer timer.Stop()
 			defer late.Stop()

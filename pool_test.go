@@ -101,7 +101,7 @@ func TestPoolIsACaller(t *testing.T) {
 			return err
 		})
 		server := &Server{Mux: m, Config: testConfig(nil)}
-		l, err := server.Listen(map[string]string{"unix": "unix:", "tcp": "tcp:", "pipe": "pipe:" + t.Name()}[transport])
+		l, err := server.Listen(map[string]string{"unix": "unix:", "npipe": "npipe:", "tcp": "tcp:", "pipe": "pipe:" + t.Name()}[transport])
 		if err != nil {
 			t.Fatal(err)
 		}

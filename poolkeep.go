@@ -26,11 +26,16 @@ const (
 // list of them: nothing keeps an index into it.
 type endpoint struct {
 	addr     string
-	conns    int       // ready ones
-	dials    int       // under way
-	failures int       // in a row
-	until    time.Time // it is left alone until then
-	hopeless bool      // time will not cure what the last dial met
+	conns    int            // ready ones
+	moving   int            // those of them that are to be replaced by connections elsewhere
+	dials    int            // under way
+	failures int            // in a row
+	until    time.Time      // it is left alone until then
+	hopeless bool           // time will not cure what the last dial met
+	removed  bool           // the Resolver no longer has it
+	err      error          // of the last dial
+	begun    uint64         // dials
+	past     TransportStats // of connections that have ended, and of dials
 }
 
 // NewPool returns a Pool of connections to the servers at addrs, which must be
@@ -38,23 +43,18 @@ type endpoint struct {
 // call; see Dial for addresses and cfg, and Config.Pool for the Pool's settings.
 // The Pool is to be closed in the end.
 func NewPool(cfg *Config, addrs ...string) *Pool {
-	p := &Pool{cfg: cfg.inRole(asDialler).withDefaults(), spread: len(addrs) > 1, moving: make(chan struct{}, 1),
+	p := &Pool{cfg: cfg.inRole(asDialler).withDefaults(), moving: make(chan struct{}, 1),
 		open: make(map[*poolConn]struct{}), changed: make(chan struct{})}
-	size := &p.cfg.Pool.Size
-	if *size <= 0 {
-		if *size = 1; p.cfg.hasTLS() {
-			*size = min(runtime.GOMAXPROCS(0), mostByDefault)
-		}
-		*size = max(*size, len(addrs))
-	}
+	p.cfg.metrics = newMetrics(cfg)
 	for _, addr := range addrs {
-		p.endpoints = append(p.endpoints, &endpoint{addr: addr})
+		p.endpoints = append(p.endpoints, p.newEndpoint(addr))
 	}
-	if n := len(addrs); n == 0 {
-		p.lastErr = &Error{Code: InvalidArgument, Op: "dial", Message: "the Pool has no address", notRun: true}
-	} else {
-		p.perEndpoint = (*size + n - 1) / n
+	p.share()
+	switch n := len(addrs); {
+	case n > 0:
 		p.turn = rand.IntN(n) // many processes shall not all begin with the same one
+	case p.cfg.Pool.Resolver == nil:
+		p.lastErr = &Error{Code: InvalidArgument, Op: "dial", Message: "the Pool has no address", notRun: true}
 	}
 	p.ready.Store(new([]*poolConn))
 	p.ctx, p.stop = context.WithCancel(context.Background())
@@ -62,9 +62,28 @@ func NewPool(cfg *Config, addrs ...string) *Pool {
 	return p
 }
 
+func (p *Pool) newEndpoint(addr string) *endpoint {
+	p.cfg.metrics.count(schemeOf(addr), func(*TransportStats) {}) // it is in Stats from the beginning
+	return &endpoint{addr: addr, past: TransportStats{Transport: schemeOf(addr)}}
+}
+
+// share works out how many connections there may be, in all and to each address.
+// Called with mu held.
+func (p *Pool) share() {
+	n := len(p.endpoints)
+	if p.size = p.cfg.Pool.Size; p.size <= 0 {
+		if p.size = 1; p.cfg.hasTLS() {
+			p.size = min(runtime.GOMAXPROCS(0), mostByDefault)
+		}
+		p.size = max(p.size, n)
+	}
+	p.perEndpoint = (p.size + n - 1) / max(n, 1)
+	p.spread.Store(n > 1)
+}
+
 // addPlace starts a place, unless there are enough. Called with mu held.
 func (p *Pool) addPlace() {
-	if p.places >= p.cfg.Pool.Size || len(p.endpoints) == 0 || p.ctx.Err() != nil {
+	if p.places >= p.size || len(p.endpoints) == 0 || p.ctx.Err() != nil {
 		return
 	}
 	p.places++
@@ -75,7 +94,7 @@ func (p *Pool) addPlace() {
 
 // growth works out mayGrow. Called with mu held.
 func (p *Pool) growth() {
-	p.mayGrow.Store(p.connecting == 0 && p.places < p.cfg.Pool.Size && p.ctx.Err() == nil)
+	p.mayGrow.Store(p.connecting == 0 && p.places < p.size && p.ctx.Err() == nil)
 }
 
 // tell has those who wait look again. Called with mu held.
@@ -87,10 +106,14 @@ func (p *Pool) tell() {
 
 // place keeps a connection until it is idle or the Pool ends.
 func (p *Pool) place() {
-	pc := p.connect(nil)
+	pc, counted := p.connect(nil), true
 	for pc != nil {
 		switch p.watch(pc) {
 		case connOld:
+			if p.surplus(pc) {
+				counted = false
+				break
+			}
 			if next := p.connect(pc); next != nil {
 				p.drain(pc)
 				pc = next
@@ -107,7 +130,9 @@ func (p *Pool) place() {
 		break
 	}
 	p.mu.Lock()
-	p.places--
+	if counted {
+		p.places--
+	}
 	if pc == nil {
 		p.connecting--
 	}
@@ -150,16 +175,18 @@ func (p *Pool) connect(old *poolConn) *poolConn {
 			continue
 		}
 		e.dials++
+		e.begun++
 		p.dials++
 		p.mu.Unlock()
 		conn, err := Dial(p.ctx, e.addr, p.cfg)
 		var pc *poolConn
 		if err == nil {
-			pc = &poolConn{conn: conn, at: e, since: time.Now(), gone: make(chan struct{})}
+			pc = &poolConn{conn: conn, at: e, since: time.Now(), gone: make(chan struct{}), move: make(chan struct{})}
 			conn.whenRefusing(func() { pc.away.Store(true); close(pc.gone) })
 		}
 		p.mu.Lock()
 		e.dials--
+		e.err = err
 		if err == nil {
 			p.add(pc, old)
 			return pc
@@ -167,6 +194,7 @@ func (p *Pool) connect(old *poolConn) *poolConn {
 		if p.ctx.Err() == nil {
 			p.dialErrors++
 			p.lastErr = err
+			e.past.ConnsFailed.add(CodeOf(err), 1)
 			switch CodeOf(err) {
 			case InvalidArgument, Unimplemented, PermissionDenied, Unauthenticated:
 				e.hopeless = true
@@ -218,6 +246,9 @@ func (p *Pool) backOff(e *endpoint) {
 // hopeless says that no address can be dialled, for reasons that time does not
 // cure. Called with mu held.
 func (p *Pool) hopeless() bool {
+	if len(p.endpoints) == 0 && p.resolving {
+		return false
+	}
 	for _, e := range p.endpoints {
 		if !e.hopeless {
 			return false
@@ -231,6 +262,7 @@ func (p *Pool) hopeless() bool {
 func (p *Pool) add(pc, old *poolConn) {
 	p.open[pc] = struct{}{}
 	pc.at.conns++
+	pc.at.past.ConnsOpened++
 	pc.at.until, pc.at.hopeless, p.lastErr = time.Time{}, false, nil
 	ready := slices.Clone(*p.ready.Load())
 	if old == nil {
@@ -241,6 +273,7 @@ func (p *Pool) add(pc, old *poolConn) {
 		ready[slices.Index(ready, old)] = pc
 	}
 	p.ready.Store(&ready)
+	p.rebalance() // the addresses may have changed during the dial
 	p.tell()
 }
 
@@ -266,6 +299,9 @@ func (p *Pool) remove(pc *poolConn, connecting bool) {
 func (p *Pool) leave(pc *poolConn) {
 	pc.away.Store(true)
 	pc.at.conns--
+	if pc.moved {
+		pc.at.moving--
+	}
 	if time.Since(pc.since) >= leastLife {
 		pc.at.failures = 0
 	}
@@ -276,10 +312,9 @@ func (p *Pool) drain(pc *poolConn) {
 	p.wg.Go(func() {
 		pc.conn.retire(p.draining)
 		<-pc.conn.Done()
-		stats := pc.conn.Stats()
 		p.mu.Lock()
+		pc.at.past.addLast(pc.conn)
 		delete(p.open, pc)
-		p.past.add(stats)
 		p.mu.Unlock()
 	})
 }
@@ -287,7 +322,7 @@ func (p *Pool) drain(pc *poolConn) {
 // What watch finds.
 const (
 	connGone = iota // it refuses new work, or has ended
-	connOld
+	connOld         // or its address is not to have it
 	connIdle
 	poolEnds
 )
@@ -310,6 +345,8 @@ func (p *Pool) watch(pc *poolConn) int {
 		case <-p.ctx.Done():
 			return poolEnds
 		case <-old.C:
+			return connOld
+		case <-pc.move:
 			return connOld
 		case <-look.C:
 			if uses, busy := pc.uses(); busy || uses != was {
@@ -386,24 +423,53 @@ type PoolStats struct {
 	Dials      uint64 // begun
 	DialErrors uint64 // failed, for another reason than the Pool's end
 	Retried    uint64 // times that a call or one-way message was tried on another connection
+
+	Endpoints []EndpointStats // of the addresses that it has now
+
+	Waits Histogram // how long calls waited for a connection, of those that had to, with and without success
+}
+
+// EndpointStats is a snapshot of the counters of one address of a Pool.
+type EndpointStats struct {
+	Addr           string
+	TransportStats // of the connections to it, without Methods
+
+	Dialing   int           // dials and handshakes under way
+	Dials     uint64        // begun; ConnsFailed has those that failed
+	Failures  int           // dials that failed, and connections that ended at once, since it last worked
+	LeftAlone time.Duration // how long it is not dialled, from now on
+	LastError string        // why the last dial failed, "" when it did not
 }
 
 // Stats returns the Pool's counters.
 func (p *Pool) Stats() PoolStats {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	s := PoolStats{Stats: p.past, Open: len(*p.ready.Load()), Waiting: p.waiting,
+	s := PoolStats{Stats: p.cfg.metrics.stats(), Open: len(*p.ready.Load()), Waiting: p.waiting,
 		Dials: p.dials, DialErrors: p.dialErrors, Retried: p.retried.Load()}
+	s.Waits.h.Merge(&p.waits.h)
 	s.Draining = len(p.open) - s.Open
+	at := make(map[*endpoint]*TransportStats, len(p.endpoints))
+	for pc := range p.open {
+		now := pc.conn.counters()
+		s.InFlight += now.CallsInFlight + now.StreamsInFlight
+		if at[pc.at] == nil {
+			at[pc.at] = new(TransportStats)
+		}
+		at[pc.at].add(&now)
+		at[pc.at].Conns++
+	}
 	for _, e := range p.endpoints {
 		s.Dialing += e.dials
+		one := EndpointStats{Addr: e.addr, TransportStats: e.past, Dialing: e.dials, Dials: e.begun,
+			Failures: e.failures, LeftAlone: max(time.Until(e.until), 0)}
+		if e.err != nil {
+			one.LastError = e.err.Error()
+		}
+		if now := at[e]; now != nil {
+			one.TransportStats.add(now)
+		}
+		s.Endpoints = append(s.Endpoints, one)
 	}
-	for pc := range p.open {
-		s.Stats.add(pc.conn.Stats())
-		pc.conn.out.Lock()
-		s.InFlight += pc.conn.inUse()
-		pc.conn.out.Unlock()
-	}
-	s.CertErrors = certErrors.Load()
 	return s
 }

@@ -103,6 +103,9 @@ func (p *process) run(started chan<- error) {
 	err := startVerified(p.cmd, p.cfg.SHA256)
 	if err == nil {
 		p.os = p.cmd.Process
+		err = joinGroup(p.cmd, p.cfg.Detach > 0)
+	}
+	if err == nil {
 		p.stdout.log.start(p.os.Pid)
 		p.stderr.log.start(p.os.Pid)
 	}
@@ -187,9 +190,9 @@ func (p *process) kill() bool {
 	return p.ended(killGrace)
 }
 
-// stop ends the process: by the end of its stdin at once, by SIGTERM after
-// TermTimeout (where there are signals), by killing it after ExitTimeout. It
-// reports whether that was needed.
+// stop ends the process: by the end of its stdin at once, by SIGTERM (on Windows
+// Ctrl-Break) after TermTimeout, by killing it after ExitTimeout. It reports
+// whether that was needed.
 func (p *process) stop() (killed bool) {
 	p.stdin.Close()
 	if p.ended(p.cfg.TermTimeout) {

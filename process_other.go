@@ -1,4 +1,4 @@
-//go:build !unix
+//go:build !unix && !windows
 
 package plugwire
 
@@ -10,7 +10,11 @@ import (
 
 // There are no process groups here.
 
+var stopSignals = []os.Signal{syscall.SIGTERM}
+
 func ownGroup(*exec.Cmd) bool { return false }
+
+func joinGroup(*exec.Cmd, bool) error { return nil }
 
 func endGroup(*exec.Cmd) {}
 

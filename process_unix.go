@@ -10,6 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// stopSignals are those that ServePlugin takes for the wish that it ends.
+var stopSignals = []os.Signal{syscall.SIGTERM}
+
 // ownGroup has cmd run in a process group of its own, so that what it starts
 // can be told from other processes and ended with it, and so that Ctrl-C in a
 // terminal reaches the host alone. A template that asks for a session or a group
@@ -25,6 +28,9 @@ func ownGroup(cmd *exec.Cmd) (leads bool) {
 	cmd.SysProcAttr = &attr
 	return attr.Pgid == 0 || !attr.Setpgid && !attr.Foreground
 }
+
+// joinGroup has nothing left to do.
+func joinGroup(*exec.Cmd, bool) error { return nil }
 
 // endGroup kills what a process that was reaped has left in the group it led.
 func endGroup(cmd *exec.Cmd) {

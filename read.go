@@ -63,6 +63,8 @@ type reader struct {
 	note     Request
 	noteSize int
 
+	requests, clock time.Duration // of readAt and endedAt; 0: not known
+
 	// Of fill and receive.
 	readFunc func(fd uintptr) bool
 	waited   bool // for something to arrive
@@ -245,6 +247,7 @@ func (rd *reader) run() {
 func (rd *reader) process(borrowed bool) verdict {
 	c := rd.c
 	rd.served, rd.delivered, rd.streamed = false, false, false
+	rd.requests, rd.clock = 0, 0
 	for rd.w-rd.r >= frameHeaderLen {
 		ended := c.ended.Load() && !c.life.theyAreDone // this side has closed: what still comes is discarded
 		b := rd.buf[rd.r:rd.w]
@@ -465,6 +468,12 @@ func (rd *reader) ending(h *FrameHeader, b []byte) error {
 	}
 	rd.endings++
 	rd.freed = append(rd.freed, h.ID)
+	if c.shard != nil {
+		e.code, e.took = OK, rd.endedAt()-e.began
+		if failed != nil {
+			e.code = failed.Code
+		}
+	}
 	if failed != nil {
 		failed.Addr = e.call.Method
 		e.finish(failed)
@@ -485,6 +494,7 @@ func (rd *reader) dropEnding(id uint32, e *outCall) {
 	c := rd.c
 	c.out.Lock()
 	e.cancel = false
+	c.callsEnded++
 	c.freeSlot(id, e)
 	c.out.Unlock()
 }
@@ -574,6 +584,7 @@ func (rd *reader) settleFreed() {
 	}
 	c := rd.c
 	c.out.Lock()
+	c.countSettled(rd.freed)
 	for _, id := range rd.freed {
 		if e := c.calls.at(id); e.whole {
 			c.freeSlot(id, e)

@@ -61,7 +61,7 @@ func (p *Plugin) Attachment() (Attachment, error) {
 // FailedPrecondition when the plugin has a host.
 func Reattach(ctx context.Context, a Attachment, cfg *Config) (*Plugin, error) {
 	p := newPlugin(nil, cfg)
-	inst, err := reattach(ctx, a, cfg)
+	inst, err := reattach(ctx, a, p.given)
 	if err != nil {
 		p.stop()
 		return nil, err

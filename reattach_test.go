@@ -107,7 +107,8 @@ func TestReattach(t *testing.T) {
 			if again, err := p.Attachment(); err != nil || again.Secret != a.Secret || again.Address != a.Address {
 				t.Errorf("%v, %v", again, err)
 			}
-			if _, err := Reattach(t.Context(), a, lt.cfg); CodeOf(err) != FailedPrecondition || !strings.Contains(err.Error(), "has a host") {
+			if transport != Transports()[0] { // once is enough: it takes a second
+			} else if _, err := Reattach(t.Context(), a, lt.cfg); CodeOf(err) != FailedPrecondition || !strings.Contains(err.Error(), "has a host") {
 				t.Errorf("a second host: %v", err)
 			}
 			lt.greets(p)

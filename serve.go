@@ -40,6 +40,11 @@ type inCall struct {
 	result []byte   // a reply that only has to be sent
 	err    error
 	ready  bool // result and err are there
+
+	// For Config.Metrics.
+	record  *methodRecord
+	running atomic.Pointer[methodRecord] // record, while kept
+	began   time.Duration
 }
 
 const (
@@ -68,6 +73,9 @@ func (c *Conn) keep(in *inCall) {
 	in.state.Store(inBusy)
 	c.servingCount.Add(1)
 	c.servingBytes.Add(in.cost)
+	if c.shard != nil {
+		in.running.Store(in.record)
+	}
 }
 
 // copies are buffers for payloads that leave the read buffer, and larges for
@@ -158,6 +166,9 @@ func (rd *reader) call(h *FrameHeader, b []byte) (mine bool, err error) {
 		}
 	}
 	in.conn, in.id = c, h.ID
+	if c.shard != nil {
+		in.record, in.began = c.servedRecord(m, false), rd.readAt()
+	}
 	r := &in.req
 	r.conn, r.method, r.in, r.deadline, r.name = c, m, in, time.Time{}, ""
 	r.meta = pre.meta
@@ -334,6 +345,7 @@ func (rd *reader) replyRoom() []byte {
 func (rd *reader) respond(in *inCall, out []byte, err error) {
 	c := rd.c
 	at := len(rd.out) + frameHeaderLen
+	code := OK
 	reply := in.req.replyMetadata()
 	if err == nil && reply == nil && at < cap(rd.out) && len(out) > 0 && &out[0] == &rd.out[:at+1][at] && len(out) <= c.limits.message {
 		// The handler has written it where it belongs.
@@ -341,6 +353,7 @@ func (rd *reader) respond(in *inCall, out []byte, err error) {
 		rd.out = rd.out[:at+len(out)]
 	} else {
 		m := c.endingOf(in.id, out, err, reply)
+		code = m.status()
 		if pre := m.prefixLen(); pre > 0 { // goes where the handler has written the reply
 			rd.out = slices.Grow(rd.out, frameHeaderLen+pre+len(m.payload))
 			moved := rd.out[at+pre : at+pre+len(m.payload)]
@@ -350,6 +363,9 @@ func (rd *reader) respond(in *inCall, out []byte, err error) {
 		rd.out = m.append(rd.out, len(m.payload))
 	}
 	in.req.release()
+	if c.shard != nil {
+		c.addServed(in, code)
+	}
 	rd.made++
 	rd.put++
 	if in.kept {
@@ -378,6 +394,7 @@ func (rd *reader) putReplies() {
 	rd.congested = c.out.Len() > congested
 	c.callsServed += uint64(rd.put)
 	c.out.Unlock()
+	c.countServed()
 	rd.out, rd.put = rd.out[:0], 0
 }
 
@@ -438,6 +455,9 @@ func (c *Conn) endingOf(id uint32, out []byte, err error, md Metadata) message {
 // respond sends the ending of a call from a goroutine that may wait.
 func (c *Conn) respond(in *inCall, out []byte, err error) {
 	m := c.endingOf(in.id, out, err, in.req.replyMetadata())
+	if c.shard != nil {
+		c.shard.add(in.record, m.status(), monotonic()-in.began)
+	}
 	in.req.release()
 	if in.copied != nil {
 		defer putCopy(in.copied) // m.payload may lie in it: an echo
@@ -477,6 +497,9 @@ func (c *Conn) endServing(in *inCall) {
 		in.held = 0
 	}
 	in.kept = false
+	if c.shard != nil {
+		in.running.Store(nil)
+	}
 	in.state.Store(inIdle)
 	if c.servingCount.Add(-1) == 0 {
 		c.drainStep()

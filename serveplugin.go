@@ -30,7 +30,7 @@ import (
 // Config.Transports names "stdio", or not at all when it names only others.
 //
 // It returns nil after an orderly end: the host closed the connection or ended
-// itself, or this process got SIGTERM. Requests that were received are then
+// itself, or this process got SIGTERM (on Windows, Ctrl-Break too). Requests that were received are then
 // finished, for at most Config.CloseTimeout. It returns ErrNotPlugin in a process
 // that no host launched, and an *Error with Op "launch" when the host is one of
 // another program (MagicCookie), speaks no common version (Versions), allows no
@@ -43,8 +43,9 @@ import (
 // It never ends the process. But a process whose host is gone, which is seen by
 // its stdin from before main begins, has 300 ms: what it has started and
 // left in its process group is killed at once (where the system cannot list a
-// group it gets SIGTERM, and on Windows it stays), and the process itself, if it
-// is still there, after that time. Requests are then finished for at most half of it.
+// group it gets SIGTERM), and the process itself, if it is still there, after
+// that time. Requests are then finished for at most half of it. On Windows the
+// system kills all of them at once.
 func ServePlugin(mux *Mux, cfg *Config) error {
 	s := &pluginServer{cfg: cfg.inRole(asServer).withDefaults(), stdout: os.Stdout, host: make(chan *Conn, 1),
 		stdinEnd: make(chan struct{}), stdinSecret: make(chan *secret, 1), term: make(chan os.Signal, 1)}
@@ -52,7 +53,7 @@ func ServePlugin(mux *Mux, cfg *Config) error {
 	if err == ErrNotPlugin {
 		return err
 	}
-	signal.Notify(s.term, syscall.SIGTERM)
+	signal.Notify(s.term, stopSignals...)
 	defer signal.Stop(s.term)
 	defer func() { awaitHostsEnd(s.brokeOff) }() // the process may end next
 	if s.wire != nil {

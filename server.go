@@ -32,6 +32,7 @@ func Dial(ctx context.Context, addr string, cfg *Config) (*Conn, error) {
 		if !errors.As(err, &e) {
 			err = &Error{Code: Unavailable, Op: "dial", Addr: addr, Err: err, notRun: true}
 		}
+		cfg.metrics.failed(schemeOf(addr), err)
 		return nil, err
 	}
 	return open(ctx, nc, true, addr, cfg)
@@ -66,7 +67,6 @@ type Server struct {
 	conns      map[*Conn]struct{}
 	handshakes map[*greeting]struct{}
 	accepted   []*greeting   // those of Serve that have not been made to end, the oldest first
-	served     Stats         // of connections that have ended
 	quiet      chan struct{} // closed and replaced when a connection ends
 }
 
@@ -81,6 +81,7 @@ func (s *Server) config() *Config {
 		s.cfg = s.Config.inRole(asServer).withDefaults()
 		s.cfg.Mux = s.Mux
 		s.cfg.budget = &budget{most: int64(s.cfg.Limits.MaxServerBytes)}
+		s.cfg.metrics = newMetrics(s.Config)
 		s.listeners = make(map[net.Listener]struct{})
 		s.conns = make(map[*Conn]struct{})
 		s.handshakes = make(map[*greeting]struct{})
@@ -201,6 +202,9 @@ func (s *Server) greet(nc net.Conn, cfg *Config) {
 		s.mu.Unlock()
 		end(nil)
 		nc.Close()
+		if room <= 0 {
+			cfg.metrics.failed(nc.RemoteAddr().Network(), &Error{Code: ResourceExhausted})
+		}
 		if room <= 0 && cfg.Logger != nil {
 			cfg.Logger.Warn("plugwire: connection refused: Limits.MaxConns reached")
 		}
@@ -247,15 +251,15 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) error {
 
 func (s *Server) serve(ctx context.Context, g *greeting, cfg *Config) error {
 	c, err := open(ctx, g.nc, false, "", cfg)
+	if turnedAway(err) {
+		cfg.metrics.count(g.nc.RemoteAddr().Network(), func(t *TransportStats) { t.Refused++ })
+	}
 	s.mu.Lock()
 	delete(s.handshakes, g)
 	if i := slices.Index(s.accepted, g); i >= 0 {
 		s.accepted = slices.Delete(s.accepted, i, i+1)
 	}
 	if err != nil {
-		if turnedAway(err) {
-			s.served.Refused++
-		}
 		s.wake()
 		s.mu.Unlock()
 		return err
@@ -276,7 +280,6 @@ func (s *Server) serve(ctx context.Context, g *greeting, cfg *Config) error {
 	<-c.Done()
 	s.mu.Lock()
 	delete(s.conns, c)
-	s.served.add(c.Stats())
 	s.wake()
 	s.mu.Unlock()
 	return nil
@@ -379,25 +382,7 @@ func (s *Server) Close() error {
 	return nil
 }
 
-// Stats returns the sums over all connections, open or not. CertErrors is the
-// whole process's.
+// Stats returns the counters of all connections, open or not.
 func (s *Server) Stats() Stats {
-	s.config()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	sum := s.served
-	for c := range s.conns {
-		sum.add(c.Stats())
-	}
-	sum.CertErrors = certErrors.Load()
-	return sum
-}
-
-func (s *Stats) add(t Stats) {
-	s.CallsSent += t.CallsSent
-	s.CallsServed += t.CallsServed
-	s.BytesWritten += t.BytesWritten
-	s.BytesRead += t.BytesRead
-	s.Writes += t.Writes
-	s.Reads += t.Reads
+	return s.config().metrics.stats()
 }

@@ -65,8 +65,10 @@ type Stream struct {
 // Header; until then SetHeader gives it metadata. A refusal (no such method) is
 // what Recv returns. The caller must read to the end, or call Reset or Close.
 func (c *Conn) OpenStream(ctx context.Context, method string) (*Stream, error) {
+	began := c.begins()
 	code, err := c.methodNumber(method)
 	if err != nil {
+		c.countUnsent(method, true, began, err)
 		return nil, err
 	}
 	m := message{kind: FrameOpen, code: code, name: method}
@@ -83,10 +85,16 @@ func (c *Conn) OpenStream(ctx context.Context, method string) (*Stream, error) {
 	}
 	if err != nil {
 		c.out.Unlock()
+		c.countUnsent(method, true, began, err)
 		return nil, streamError(err, method, true)
 	}
 	s.id, s.slot = c.takeSlot()
+	c.streamsOpen++
+	c.streamsOpened++
 	e := s.slot
+	if c.shard != nil {
+		e.record, e.began = c.shard.record(methodKey{name: method, stream: true}), began
+	}
 	e.stream.Store(s)
 	e.cost, e.end, e.whole, e.cancel = m.cost(), 0, true, false
 	e.state.Store(callUnopened)
@@ -184,6 +192,9 @@ func (s *Stream) giveUp(code Code, why *Error) {
 func (s *Stream) endLocked(err error, cut, free bool) {
 	if s.err == nil {
 		s.setErr(err)
+		if s.slot != nil {
+			s.conn.countEnded(s.slot, endCode(err))
+		}
 		if ctx, ok := s.ctx.(*requestContext); ok && s.back != 0 { // not of a refused stream
 			ctx.cancel(context.Canceled)
 		}
@@ -199,6 +210,14 @@ func (s *Stream) endLocked(err error, cut, free bool) {
 			s.freeSlot()
 		}
 	}
+}
+
+// endCode is the code of a stream's end.
+func endCode(err error) Code {
+	if err == io.EOF {
+		return OK
+	}
+	return CodeOf(err)
 }
 
 // setErr ends the sending half. Called under out's lock, once.
@@ -242,6 +261,7 @@ func (s *Stream) freeSlot() {
 		return
 	}
 	s.largeReceived()
+	c.streamsOpen--
 	e := s.slot
 	s.slot = nil
 	e.stream.Store(nil)

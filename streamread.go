@@ -123,6 +123,10 @@ func (rd *reader) open(h *FrameHeader, b []byte) error {
 	}
 	s := &Stream{conn: c, id: h.ID, back: FlagBack, opened: true, left: c.limits.streamWindow, place: in}
 	s.in.init(c)
+	if c.shard != nil {
+		in.record, in.began = c.servedRecord(m, true), rd.readAt()
+	}
+	c.streamsTaken.Add(1)
 	c.keep(in)
 	in.crossing = 0
 	var ctx *requestContext
@@ -225,6 +229,10 @@ func (s *Stream) finish(err error) {
 	if !c.life.ended {
 		c.out.Put(m.append(c.out.Buffer(), len(m.payload)))
 	}
+	c.streamsServed++
+	if c.shard != nil {
+		c.shard.add(in.record, m.status(), monotonic()-in.began)
+	}
 	s.over = true
 	s.largeReceived()
 	s.largeHandled()
@@ -303,6 +311,9 @@ func (rd *reader) data(s *Stream, h *FrameHeader, b []byte) error {
 		if err != nil {
 			return err
 		}
+		if in.total == 0 {
+			c.streamGot.Add(1)
+		}
 		if h.Flags&FlagMeta != 0 { // has no use, and is not counted
 			h := *h
 			h.Flags &^= FlagMeta
@@ -311,7 +322,7 @@ func (rd *reader) data(s *Stream, h *FrameHeader, b []byte) error {
 		}
 	} else {
 		left := s.window()
-		cost := 0
+		cost, messages := 0, 0
 		kind := binary.LittleEndian.Uint64(rd.buf[at+4:])
 		longest := min(c.cfg.Limits.MaxFrame, c.cfg.Limits.MaxMessage)
 		for end := at; rd.w-end >= frameHeaderLen && binary.LittleEndian.Uint64(rd.buf[end+4:]) == kind; {
@@ -329,10 +340,12 @@ func (rd *reader) data(s *Stream, h *FrameHeader, b []byte) error {
 				break
 			}
 			cost += n + messageCost
+			messages++
 			end += frameHeaderLen + n
 			rd.r = end
 		}
 		in.got.Add(uint64(cost))
+		c.streamGot.Add(uint64(messages))
 	}
 	frames := rd.buf[at:rd.r]
 	s.arrived(frames, rd.give(len(frames)), joins)

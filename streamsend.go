@@ -23,6 +23,7 @@ func (s *Stream) send(ctx context.Context, msg []byte) error {
 	if s.ready && cost <= s.left && len(msg) <= min(c.limits.frame, c.limits.message) { // as is usual
 		if b := c.out.Extend(frameHeaderLen + len(msg)); b != nil {
 			s.left -= cost
+			c.streamSent++
 			putHeader(b, FrameData, s.back, 0, s.id, len(msg))
 			copy(b[frameHeaderLen:], msg)
 			c.out.Queue(ctx)
@@ -61,6 +62,9 @@ func (s *Stream) sendSlow(ctx context.Context, msg []byte) error {
 			return err
 		}
 		if !free() || !waited && !s.gate.Empty() {
+			if !waited && !s.sending {
+				c.stalls.Streams++
+			}
 			waited = true
 			s.ready = false // until nobody waits
 			if err := c.wait(ctx, &s.gate, func() bool { return free() || s.err != nil || s.closed }, !s.sending); err != nil {
@@ -70,6 +74,7 @@ func (s *Stream) sendSlow(ctx context.Context, msg []byte) error {
 		}
 		if large && (!fits() || !queued && !c.large.gate.Empty()) {
 			queued = true
+			c.stalls.Streams++
 			if err := c.waitFor(ctx, &c.large.gate, func() bool { return fits() || s.err != nil || s.closed }); err != nil {
 				return s.wrap(err)
 			}
@@ -96,6 +101,9 @@ func (s *Stream) sendSlow(ctx context.Context, msg []byte) error {
 		c.out.Put(m.append(c.out.Buffer(), len(msg)))
 	}
 	s.ready = s.err == nil && !s.sending && s.gate.Empty()
+	if err == nil {
+		c.streamSent++
+	}
 	return err
 }
 

@@ -149,7 +149,7 @@ func TestRandomMix(t *testing.T) {
 		limits := Limits{StreamWindow: 30 << 10, OneWayWindow: 200 << 10, MaxCalls: 50, MaxMessage: 1 << 20, MaxRequestBytes: 3 << 20}
 		x, y := pair(t, transport, &Config{Mux: muxes[0], Limits: limits}, &Config{Mux: muxes[1], Limits: limits})
 		until(t, "the tables", func() bool { return x.Methods() != nil && y.Methods() != nil })
-		end := time.Now().Add(600 * time.Millisecond)
+		end := time.Now().Add(time.Duration(longRun(300, 3000)) * time.Millisecond)
 		var wg sync.WaitGroup
 		for g := range 32 {
 			c := []*Conn{x, y}[g%2]

@@ -176,7 +176,6 @@ func (p *Plugin) attend(inst *instance) {
 	}
 	<-inst.done
 	p.mu.Lock()
-	p.before.add(inst.conn.Stats())
 	delete(p.live, inst)
 	p.mu.Unlock()
 	p.event(Event{Kind: EventExited, Name: inst.name, Pid: inst.pid(), Err: inst.failure()})
@@ -281,6 +280,9 @@ func (p *Plugin) restart(dead *instance, starts *[]time.Time, why error) (*insta
 		case err != nil:
 			why = err
 			continue
+		}
+		p.cfg.metrics.count(next.conn.peer.Transport, func(t *TransportStats) { t.Restarts++ })
+		switch {
 		case !p.become(dead, next): // Swap was faster
 			next.conn.Close()
 			return nil, nil

@@ -76,7 +76,7 @@ func TestAPluginThatFailsIsRestarted(t *testing.T) {
 	for _, scheme := range Transports() {
 		t.Run(scheme, func(t *testing.T) {
 			lt, log := supervised(t, "good")
-			lt.cfg.Transports = []string{scheme}
+			lt.cfg.Transports, lt.cfg.Metrics = []string{scheme}, true
 			p := lt.launch()
 			for range 3 {
 				before := p.Pid()
@@ -88,8 +88,12 @@ func TestAPluginThatFailsIsRestarted(t *testing.T) {
 					t.Error("the same process")
 				}
 			}
-			if s := p.Stats(); s.CallsSent != 6 {
-				t.Errorf("%d calls were sent", s.CallsSent)
+			s := p.Stats()
+			if m := methodOf(s, "greet", false, false); s.CallsSent != 6 || m.Ended[OK] != 6 || s.Transport != scheme {
+				t.Errorf("%d calls were sent over %s, counted %v", s.CallsSent, s.Transport, m.Ended)
+			}
+			if s.Restarts != 3 || s.Conns != 1 || s.ConnsOpened != 4 || s.ConnsBroken.Sum() != 3 {
+				t.Errorf("%d restarts, %d connections of %d, broken %v", s.Restarts, s.Conns, s.ConnsOpened, s.ConnsBroken)
 			}
 			if err := p.Close(); err != nil {
 				t.Errorf("Close: %v", err)

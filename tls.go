@@ -29,11 +29,11 @@ import (
 // what both sides set up; tls_verify.go says whom they accept, tls_files.go reads
 // certificates from files.
 
-const builtWithTLS = true
-
 // tlsProtocol is the name that both sides offer by ALPN, so that a certificate
 // that is good for another service's protocol is not enough to speak this one.
 const tlsProtocol = "plugwire/1"
+
+const builtWithTLS = true // false with the tag plugwire_notls
 
 // SetCertificate makes cert this side's certificate, instead of CertFile and KeyFile.
 func (t *TLSConfig) SetCertificate(cert tls.Certificate) {

@@ -69,6 +69,12 @@ func (c *Config) transportOf(op, addr string) (Transport, error) {
 		Hint: fmt.Sprintf("built in are %q", Transports())}
 }
 
+// schemeOf returns an address's scheme.
+func schemeOf(addr string) string {
+	scheme, _, _ := strings.Cut(addr, ":")
+	return scheme
+}
+
 // addrURI writes a listener's or connection's address as the URI that dials it.
 func addrURI(a net.Addr) string {
 	switch a.Network() {

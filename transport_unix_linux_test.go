@@ -238,7 +238,7 @@ func TestDialWaitsWhileTheBacklogIsFull(t *testing.T) {
 	}
 	defer first.Close()
 
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second) // the first try may be slow to come
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond) // the first try may be slow to come
 	defer cancel()
 	_, err = unixTransport{}.Dial(ctx, addr, cfg)
 	wantError(t, err, DeadlineExceeded, "dial", addr, "backlog is full")

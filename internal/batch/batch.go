@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math/bits"
 	"net"
 	"os"
 	"runtime"
@@ -79,6 +80,8 @@ type Writer struct {
 	taken    uint64  // bytes that have left pending
 	sent     uint64  // bytes that the connection has taken
 	writes   uint64  // successful write calls
+	sizes    Sizes   // of them
+	stalls   uint64  // how often WaitRoom was called
 	room     Gate    // those who wait for pending to shrink
 	limit    int     // how many bytes may be pending for those who do not wait
 	waited   bool    // who asks next has waited, unless it finds another reason to
@@ -172,6 +175,16 @@ func (w *Writer) Gone() uint64 {
 	return w.sent
 }
 
+// Sizes counts writes by their bytes: less than 64<<i are at index i, unless at one
+// before; the last has all larger ones too.
+type Sizes = [14]uint64
+
+// Sizes returns how many bytes the writes took.
+func (w *Writer) Sizes() Sizes { return w.sizes }
+
+// Stalls returns how often somebody had to wait for room.
+func (w *Writer) Stalls() uint64 { return w.stalls }
+
 // Writes returns how many writes have been made.
 func (w *Writer) Writes() uint64 { return w.writes }
 
@@ -212,6 +225,7 @@ func (w *Writer) WaitRoom(ctx context.Context, n int) error {
 	if !w.writing {
 		w.Kick()
 	}
+	w.stalls++
 	w.limit = High * 3 / 4
 	err := w.Wait(ctx, &w.room, func() bool { have := w.Len(); return have == 0 || have+n <= High })
 	if w.room.Empty() {
@@ -262,6 +276,7 @@ func (w *Writer) seal() error {
 // over and who waits for room goes on.
 func (w *Writer) wrote(n int) (whole bool) {
 	w.writes++
+	w.sizes[min(bits.Len(uint(n)/64), len(w.sizes)-1)]++
 	if w.rest = w.rest[n:]; !w.sealed {
 		w.sent += uint64(n)
 	}

@@ -10,11 +10,11 @@ import (
 // methods may be called on nil, which knows nothing, and by several goroutines
 // at once.
 type Process struct {
-	f          *os.File // owns the pidfd
+	f          *os.File // owns the pidfd, or the handle
 	executable string
 }
 
-// ProcessOf holds the peer of a connected Unix socket, of which Of has said c.
+// ProcessOf holds the peer of a connected Unix socket or named pipe, of which Of has said c.
 // It returns nil where the platform has nothing to hold a process by, and when
 // the process is gone. The caller closes it.
 func ProcessOf(rc syscall.RawConn, c Cred) *Process {
