@@ -11,20 +11,26 @@ import (
 // Config holds every setting. A nil *Config is the zero one, whose fields all
 // mean their defaults; booleans name the unusual case; a negative size or
 // duration means none. A Config is read when it is passed to a function of this
-// package and must not change afterwards. It never reads the environment.
+// package and must not change afterwards. Only ConfigFromEnv reads the environment.
 type Config struct {
 	Logger *slog.Logger // nil: silent
-	Mux    *Mux         // what a dialling side serves to the other (callbacks); nil: nothing
-	OnConn func(*Conn)  // called for each connection that a Server accepts, after the handshake, before its first call; must not wait for calls of its own
+	// LogTransport has the Logger also told, at Info, how a plugin's transport was
+	// chosen (Plugin.Selection), and each bind, dial and handshake.
+	LogTransport bool
+
+	Mux    *Mux        // what a dialling side serves to the other (callbacks); nil: nothing
+	OnConn func(*Conn) // called for each connection that a Server accepts, after the handshake, before its first call; must not wait for calls of its own
 
 	// Transports are the schemes that may be used, in order of preference
-	// ("unix", "npipe", "tcp", or one of Custom). Nil: what the platform offers, best first.
+	// ("unix", "npipe", "tcp", or one of Custom). Nil: what the platform offers, by
+	// the scores of docs/TRANSPORTS.md.
 	// Launch has two more, with which nothing listens and which have to be asked for:
 	// "socketpair" (Unix), of which the plugin inherits one end, and "stdio", the
 	// plugin's stdin and stdout, for a command that runs it elsewhere ("ssh HOST
 	// PLUGIN", "docker exec -i ..."). "stdio" must be the only one.
 	Transports []string
 	Custom     map[string]Transport // further transports, by scheme
+	Need       Need                 // what every connection must have; default nothing
 
 	HandshakeTimeout time.Duration // the whole handshake; default 10 s
 	DialTimeout      time.Duration // connecting, before the handshake; default 10 s
@@ -62,9 +68,16 @@ type Config struct {
 	Pool   PoolConfig
 	Launch LaunchConfig
 
+	// EnvWarnings is what ConfigFromEnv has to say that is no error: a sentence for
+	// each variable with its prefix that is no setting. Nothing reads it.
+	EnvWarnings []string
+
+	env     *envRoles         // what ConfigFromEnv found for one role alone
+	order   string            // what has set Transports, for Selection; "": the program
 	secret  *secret           // of a launch, which both sides prove to know; nil: none
 	vouch   func(*Peer) error // of a launch: whether the peer can be the other side; nil: not asked
 	budget  *budget           // of a Server, whose copy this is
+	rate    *rateLimit        // of Limits.MaxRate, made by withDefaults
 	metrics *meter            // of a Server, Pool or Plugin, whose copy this is
 }
 
@@ -81,10 +94,19 @@ type Limits struct {
 	MaxServerBytes  int // bytes that all connections of a Server hold of requests above 4 KiB, one-way messages of several frames, and stream messages larger than StreamWindow: beyond it a request is refused unrun with ResourceExhausted, and the others end their connection; default 1 GiB, or MaxRequestBytes if more, least MaxMessage
 	OneWayWindow    int // bytes, plus 64 for each, of one-way messages not yet handled; default 4 MiB
 	StreamWindow    int // bytes, plus 64 for each, of one stream's messages not yet received; default 1 MiB
+
+	// MaxRate is how many calls and one-way messages may begin per second, over all
+	// connections of a Server or Pool together, after a pause up to MaxBurst at once
+	// (default: what comes in a second). A call for which nothing is left is refused
+	// unrun with ResourceExhausted, a one-way message waits for its turn. Streams are
+	// not counted. Default: no limit. Package middleware has limits for single methods.
+	MaxRate  float64
+	MaxBurst int
 }
 
 // UnixConfig holds the settings of Unix sockets.
 type UnixConfig struct {
+	Path       string      // where "unix:" listens, and so a plugin does; default: a random name in a private directory
 	Dir        string      // where automatic sockets get their private directory; default os.TempDir()
 	Mode       fs.FileMode // of a listening socket; default 0600
 	BufferSize int         // SO_SNDBUF and SO_RCVBUF, bytes; default the system's
@@ -110,6 +132,15 @@ type TCPConfig struct {
 	Delay      bool          // let the kernel delay small segments (Nagle); default TCP_NODELAY
 	BufferSize int           // SO_SNDBUF and SO_RCVBUF, bytes; default the system's
 	KeepAlive  time.Duration // interval of TCP keep-alive probes; default 15 s
+
+	// Host and Port are where "tcp:" listens, and so a plugin does. Default: a free
+	// port of 127.0.0.1, or, where MinPort or MaxPort is set, one of that range.
+	// Addresses that name a host or port mean just those. LowPorts allows Port and
+	// MinPort to be below 1024, where services of the system are.
+	Host             string
+	Port             int
+	MinPort, MaxPort int
+	LowPorts         bool
 }
 
 // TLSConfig turns on mutual TLS 1.3, over any transport, when any of it is set.
@@ -330,6 +361,9 @@ func (c *Config) withDefaults() *Config {
 	l.MaxServerBytes = max(l.MaxServerBytes, l.MaxMessage)
 	size(&l.OneWayWindow, defaultOneWayWindow, minWindow, maxWireLen)
 	size(&l.StreamWindow, defaultStreamWindow, minWindow, maxWireLen)
+	if d.rate == nil {
+		d.rate = newRateLimit(l)
+	}
 	size(&d.Launch.MaxRestarts, defaultMaxRestarts, 0, maxWireLen)
 	size(&d.Launch.HealthThreshold, defaultHealthThreshold, 1, maxWireLen)
 	if d.Unix.Mode == 0 {

@@ -104,13 +104,17 @@ type Conn struct {
 // on; nc is closed when the handshake fails. The context bounds the handshake
 // only.
 func NewConn(ctx context.Context, nc net.Conn, cfg *Config) (*Conn, error) {
-	return open(ctx, nc, true, "", cfg.withDefaults())
+	return open(ctx, nc, true, "", cfg.inRole(asDialler).withDefaults())
 }
 
 // open runs the handshake in either role and starts the connection.
-func open(ctx context.Context, nc net.Conn, dialler bool, addr string, cfg *Config) (*Conn, error) {
+func open(ctx context.Context, nc net.Conn, dialler bool, addr string, cfg *Config) (conn *Conn, err error) {
 	if addr == "" {
 		addr = addrURI(nc.RemoteAddr())
+	}
+	if cfg.LogTransport {
+		begun := time.Now()
+		defer func() { cfg.logHandshake(addr, conn, err, time.Since(begun)) }()
 	}
 	peer, err := authorize(nc, dialler, cfg)
 	if err != nil {
@@ -128,6 +132,10 @@ func open(ctx context.Context, nc net.Conn, dialler bool, addr string, cfg *Conf
 		if err = cfg.askAuthorize(peer); err != nil {
 			refusePeer(ctx, nc2, dialler, cfg, err)
 		}
+	}
+	if why := cfg.Need.lacks(peer, cfg.hasTLS()); err == nil && why != "" {
+		err = &Error{Code: PermissionDenied, Message: "Config." + why}
+		refusePeer(ctx, nc2, dialler, cfg, err)
 	}
 	var theirs *hello
 	var app int
@@ -202,6 +210,9 @@ func newConn(nc net.Conn, peer *Peer, theirs *hello, app int, cfg *Config) *Conn
 	}
 	c.raw = rawConnOf(nc)
 	c.limits.calls = min(c.limits.calls, maxCallsBound) // no need to use all that there are
+	// So that a message which is too large is never one that fits a frame: those
+	// are sent without a look at the other limit.
+	c.limits.frame = min(c.limits.frame, c.limits.message)
 	c.calls = newSlotTable[outCall](c.limits.calls)
 	c.serving = newSlotTable[inCall](cfg.slots())
 	c.out = batch.New(nc, batch.Config{Control: c.appendControl, Seal: seal, Failed: c.writeFailed, Timeout: cfg.WriteTimeout})

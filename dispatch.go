@@ -186,7 +186,12 @@ func invoke(m *method, r *Request, reply []byte) (out []byte, err error) {
 		x := &exited{in: r.in, rd: r.reader, c: r.conn}
 		x.c.workers.run(x)
 	}()
-	out, err = m.handler.ServeCall(r, reply)
+	if limit := r.conn.cfg.rate; limit != nil {
+		err = limit.admit(r)
+	}
+	if out = reply; err == nil {
+		out, err = m.handler.ServeCall(r, reply)
+	}
 	returned = true
 	return out, err
 }

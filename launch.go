@@ -3,7 +3,6 @@ package plugwire
 import (
 	"bytes"
 	"context"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"net"
@@ -39,6 +38,7 @@ type instance struct {
 // startInstance starts a plugin as cmd says and connects to it. cfg is the
 // caller's, without defaults. After an error nothing is left.
 func startInstance(ctx context.Context, cmd *exec.Cmd, cfg *Config) (*instance, error) {
+	cfg = cfg.inRole(asDialler)
 	p := newInstance(commandName(cmd), cfg)
 	if phase, err := p.start(ctx, cmd, cfg); err != nil {
 		return nil, p.failed(ctx, phase, err)
@@ -128,64 +128,14 @@ func (p *instance) start(ctx context.Context, cmd *exec.Cmd, cfg *Config) (phase
 	if err := order.check(line); err != nil {
 		return phaseLine, err
 	}
-	p.selection = selectionOf(offer, line, p.cfg, order)
-	var dialled Config
-	if cfg != nil {
-		dialled = *cfg
-	}
-	if dialled.KeepAlive == 0 {
-		dialled.KeepAlive = defaultKeepAlive
-	}
-	if line.field(lineSecret) != noLineSecret {
-		dialled.secret = order.secret
-	}
-	if order.autoTLS(line.network) {
-		dialled.TLS = auto
-		dialled.TLS.pin = line.cert
-	}
-	switch {
-	case order.overStdio():
-		dialled.Custom = inheritedOnly(stdioScheme, p.proc.wire)
-	case p.pair != nil && line.network == socketpairScheme:
-		dialled.Custom = inheritedOnly(socketpairScheme, p.pair)
-	case p.pair != nil:
-		p.pair.Close()
-	}
-	if !order.overStdio() { // else nobody has the other ends of its pipes
-		proves := dialled.secret != nil || dialled.TLS.pin != ""
-		dialled.vouch = func(peer *Peer) error { return p.vouch(peer, proves) }
-	}
-	if p.conn, err = Dial(ctx, line.uri(), &dialled); err != nil {
-		if e := (*Error)(nil); errors.As(err, &e) && e.Op == "handshake" {
-			return phaseHello, err
-		}
-		return phaseConnect, err
-	}
-	return "", p.attach(line, &dialled)
-}
-
-// attach notes what it takes to find a plugin again that may outlive this process.
-func (p *instance) attach(line *launchLine, dialled *Config) (err error) {
-	if p.cfg.Launch.Detach <= 0 {
-		return nil
-	}
-	a := Attachment{Address: line.uri(), Pid: p.pid(), Pin: dialled.TLS.pin}
-	if dialled.secret != nil {
-		a.Secret = strings.TrimSpace(dialled.secret.text())
-	}
-	if a.Pin != "" {
-		a.Key, err = dialled.TLS.autoTLSKey()
-	}
-	a.Started, _ = startedAt(a.Pid) // or nobody knows
-	p.attachment = a
-	return err
+	return p.connect(ctx, cfg, offer, order, line, auto)
 }
 
 // offerTLS adds to order the transports that automatic mutual TLS is for, and
 // returns this side's settings of it.
 func (p *instance) offerTLS(order *launchOrder) (auto TLSConfig, err error) {
 	for _, scheme := range order.transports {
-		if p.cfg.wantsAutoTLS(scheme) {
+		if p.cfg.autoTLS(scheme) {
 			order.tls = append(order.tls, scheme)
 		}
 	}
@@ -193,15 +143,6 @@ func (p *instance) offerTLS(order *launchOrder) (auto TLSConfig, err error) {
 		auto, order.pin, err = newAutoTLS("plugwire host")
 	}
 	return auto, err
-}
-
-// privateSchemes are those over which nobody but the two ends can read or write.
-// (Over stdio that is up to the command.)
-var privateSchemes = []string{"unix", "npipe", stdioScheme, socketpairScheme}
-
-// wantsAutoTLS reports whether automatic mutual TLS is for a transport.
-func (c *Config) wantsAutoTLS(scheme string) bool {
-	return !c.Launch.NoAutoMTLS && !c.hasTLS() && (c.Launch.AutoMTLS || !slices.Contains(privateSchemes, scheme))
 }
 
 // vouch decides whether the peer can be the plugin: it is the process that was
@@ -231,33 +172,19 @@ func (p *instance) vouch(peer *Peer, proves bool) error {
 // offer lists the transports that may be used, those that cannot with the
 // reason, and makes the directory for the sockets.
 func (p *instance) offer() ([]Candidate, error) {
-	schemes := p.cfg.Transports
-	if schemes == nil {
-		schemes = Transports()
-	}
-	var offer []Candidate
+	offer := p.cfg.candidates(thisPlatform())
 	usable := 0
-	for _, scheme := range schemes {
-		c := Candidate{Transport: scheme}
-		inherits := scheme == stdioScheme || scheme == socketpairScheme && haveSocketpair
-		_, known := p.cfg.Custom[scheme]
-		builtin := slices.Contains(Transports(), scheme) // those that can be dialled
+	for i := range offer {
+		c := &offer[i]
+		_, own := p.cfg.Custom[c.Transport]
 		switch {
-		case inherits && !known && p.cfg.Launch.Detach > 0:
-			c.Reason = "who reattaches could not connect: Config.Launch.Detach is set"
-		case scheme == socketpairScheme && !known && haveSocketpair && p.pair == nil:
+		case c.Reason != "" || own && c.Transport != "unix":
+		case c.Transport == socketpairScheme && p.pair == nil:
 			var err error
 			if p.pair, p.passed, err = newSocketpair(); err != nil {
 				c.Reason = err.Error()
 			}
-		case scheme == stdioScheme && !known && len(schemes) == 1:
-		case scheme == stdioScheme && !known:
-			c.Reason = "it must be the only transport: the plugin learns everything on stdin then"
-		case scheme == "" || !isScheme(scheme) || !known && !builtin:
-			c.Reason = "this host has no such transport"
-		case !builtWithTLS && !p.cfg.Launch.AutoMTLS && p.cfg.wantsAutoTLS(scheme): // who sets AutoMTLS hears of it
-			c.Reason = "it is for automatic mutual TLS, without which this program is built"
-		case scheme == "unix" && p.dir == nil:
+		case c.Transport == "unix" && p.dir == nil:
 			var err error
 			if p.dir, err = newPrivateDir(p.cfg.Unix.Dir); err != nil {
 				c.Reason = "no directory for the socket: " + err.Error()
@@ -266,10 +193,9 @@ func (p *instance) offer() ([]Candidate, error) {
 		if c.Reason == "" {
 			usable++
 		}
-		offer = append(offer, c)
 	}
 	if usable == 0 {
-		return nil, &Error{Code: Unavailable, Message: "no transport can be used:\n" + (&Selection{Candidates: offer}).String()}
+		return nil, &Error{Code: Unavailable, Message: "no transport can be used: " + (&Selection{Candidates: offer}).line()}
 	}
 	return offer, nil
 }
@@ -306,7 +232,7 @@ func (o *launchOrder) check(line *launchLine) error {
 		return &Error{Code: FailedPrecondition, Message: fmt.Sprintf(
 			"the plugin speaks version %d of the application's protocol, this host %v", line.app, o.versions)}
 	}
-	if pin, err := base64.StdEncoding.DecodeString(line.cert); o.autoTLS(line.network) && (err != nil || len(pin) != 32) {
+	if o.autoTLS(line.network) && !isPin(line.cert) {
 		return &Error{Code: FailedPrecondition, Message: "the plugin takes no part in automatic mutual TLS",
 			Hint: "its Config.TLS is set, or it is built without TLS; set Config.TLS here too, or Config.Launch.NoAutoMTLS"}
 	}

@@ -152,7 +152,7 @@ func TestT07PluginWithoutItsSecretServesItsParentAlone(t *testing.T) {
 		if err != nil || err2 != nil || line == nil {
 			t.Fatalf("%q: %v, %v", text, err, err2)
 		}
-		c, err := Dial(t.Context(), line.uri(), nil)
+		c, err := Dial(t.Context(), line.addrs()[0].uri(), nil)
 		if err == nil {
 			_, err = c.Call(t.Context(), "greet", nil)
 			c.Close()

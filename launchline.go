@@ -18,8 +18,8 @@ import (
 //
 // CORE is 1, APP the chosen version of the application's protocol (0: not
 // negotiated), NETWORK the scheme of the address and ADDRESS the rest of it,
-// PROTOCOL is plugwire (go-plugin's own are netrpc and grpc), CERT is empty.
-// Fields that the reader does not know are ignored. In ADDRESS and in values, control
+// PROTOCOL is plugwire (go-plugin's own are netrpc and grpc), CERT is the pin of the
+// plugin's key (see keyPin) or empty. Fields that the reader does not know are ignored. In ADDRESS and in values, control
 // characters, '|' and '%' are written as %XX. A plugin that cannot serve says
 // why with an empty NETWORK and ADDRESS and the fields code and error.
 // See https://github.com/hashicorp/go-plugin/blob/main/docs/internals.md.
@@ -65,14 +65,6 @@ func (l *launchLine) String() string {
 	b = append(b, "|"+launchProtocol+"|"...)
 	b = appendEscaped(b, l.cert)
 	return string(appendFields(b, l.fields))
-}
-
-// uri returns the address to dial.
-func (l *launchLine) uri() string {
-	if l.network == "unix" || l.network == "npipe" || l.network == "tcp" {
-		return l.network + "://" + l.address
-	}
-	return l.network + ":" + l.address
 }
 
 // field returns the value of the first field with the key, or "".

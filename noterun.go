@@ -14,7 +14,7 @@ func (rd *reader) plainNote(h *FrameHeader) *method {
 	}
 	m := t.methods[h.Code-1]
 	s := c.placementOf(m)
-	if s.workerRuns > 0 || m.handler == nil {
+	if s.workerRuns > 0 || m.handler == nil || c.cfg.rate != nil {
 		return nil
 	}
 	if s.runs >= slowRuns {

@@ -43,7 +43,7 @@ type endpoint struct {
 // call; see Dial for addresses and cfg, and Config.Pool for the Pool's settings.
 // The Pool is to be closed in the end.
 func NewPool(cfg *Config, addrs ...string) *Pool {
-	p := &Pool{cfg: cfg.withDefaults(), moving: make(chan struct{}, 1),
+	p := &Pool{cfg: cfg.inRole(asDialler).withDefaults(), moving: make(chan struct{}, 1),
 		open: make(map[*poolConn]struct{}), changed: make(chan struct{})}
 	p.cfg.metrics = newMetrics(cfg)
 	for _, addr := range addrs {

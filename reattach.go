@@ -73,6 +73,7 @@ func Reattach(ctx context.Context, a Attachment, cfg *Config) (*Plugin, error) {
 
 // reattach makes an instance of a plugin that runs.
 func reattach(ctx context.Context, a Attachment, cfg *Config) (*instance, error) {
+	cfg = cfg.inRole(asDialler)
 	p := newInstance(a.String(), cfg)
 	p.attachment = a
 	scheme, _, _ := strings.Cut(a.Address, ":")

@@ -47,7 +47,7 @@ import (
 // that time. Requests are then finished for at most half of it. On Windows the
 // system kills all of them at once.
 func ServePlugin(mux *Mux, cfg *Config) error {
-	s := &pluginServer{cfg: cfg.withDefaults(), stdout: os.Stdout, host: make(chan *Conn, 1),
+	s := &pluginServer{cfg: cfg.inRole(asServer).withDefaults(), stdout: os.Stdout, host: make(chan *Conn, 1),
 		stdinEnd: make(chan struct{}), stdinSecret: make(chan *secret, 1), term: make(chan os.Signal, 1)}
 	err := s.readOrder()
 	if err == ErrNotPlugin {
@@ -59,10 +59,9 @@ func ServePlugin(mux *Mux, cfg *Config) error {
 	if s.wire != nil {
 		defer s.wire.Close()
 	}
-	var l net.Listener
 	var line *launchLine
 	if err == nil {
-		l, line, err = s.listen(mux)
+		line, err = s.listen(mux)
 	}
 	if err != nil {
 		fmt.Fprintln(s.stdout, refusalLine(err))
@@ -70,12 +69,12 @@ func ServePlugin(mux *Mux, cfg *Config) error {
 	}
 	// One write, so that no other output comes between.
 	if _, err := io.WriteString(s.stdout, line.String()+"\n"); err != nil {
-		l.Close()
+		s.listeners.close(nil)
 		s.brokeOff = true
 		return &Error{Code: Unavailable, Op: "launch", Message: "printing the launch line", Err: err}
 	}
 	stdoutToStderr()
-	return s.serve(l)
+	return s.serve()
 }
 
 // launched says that ServePlugin was called: what stdin begins with is asked once.
@@ -109,19 +108,18 @@ func (s *pluginServer) readOrder() (err error) {
 
 // pluginServer serves one host.
 type pluginServer struct {
-	cfg      *Config
-	order    *launchOrder
-	stdout   io.Writer  // for the launch line
-	wire     *stdioConn // or nil, see transport_stdio.go
-	srv      *Server
-	host     chan *Conn // of capacity 1: the connection of the host
-	hostMu   sync.Mutex
-	current  *Conn         // the last of those
-	stdinEnd chan struct{} // closed by watchStdin when the host is gone
-	term     chan os.Signal
-	brokeOff bool // the connection to the host, stdin or stdout: perhaps the host is gone
+	cfg       *Config
+	order     *launchOrder
+	stdout    io.Writer  // for the launch line
+	wire      *stdioConn // or nil, see transport_stdio.go
+	listeners pluginListeners
+	host      chan *Conn // of capacity 1: the connection of the host
+	hostMu    sync.Mutex
+	current   *Conn         // the last of those
+	stdinEnd  chan struct{} // closed by watchStdin when the host is gone
+	term      chan os.Signal
+	brokeOff  bool // the connection to the host, stdin or stdout: perhaps the host is gone
 
-	pinned      bool         // only the host has the key that TLS accepts
 	stdinSecret chan *secret // of capacity 1: what watchStdin found on stdin, or nil
 }
 
@@ -137,11 +135,11 @@ func (s *pluginServer) stdinWait() time.Duration {
 	return 0
 }
 
-// listen binds the first transport that can be had.
-func (s *pluginServer) listen(mux *Mux) (_ net.Listener, _ *launchLine, err error) {
+// listen binds the transports that can be had.
+func (s *pluginServer) listen(mux *Mux) (_ *launchLine, err error) {
 	line := new(launchLine)
 	if line.app, err = s.order.accept(s.cfg); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if s.order.stdin {
 		go s.watchStdin()
@@ -149,60 +147,12 @@ func (s *pluginServer) listen(mux *Mux) (_ net.Listener, _ *launchLine, err erro
 	if s.awaitSecret(); s.order.secret == nil && s.wire == nil {
 		line.fields = append(line.fields, launchField{lineSecret, noLineSecret})
 	}
-	cfg := *s.cfg
-	cfg.OnConn = s.onConn
-	cfg.secret, cfg.vouch = s.order.secret, s.vouch
-	if s.wire != nil {
-		cfg.Custom = inheritedOnly(stdioScheme, s.wire)
-	}
-	skip := func(scheme string, why string) {
-		line.fields = append(line.fields, launchField{lineSkip + scheme, why})
-	}
-	for _, scheme := range s.order.transports {
-		if s.cfg.Transports != nil && !slices.Contains(s.cfg.Transports, scheme) {
-			skip(scheme, fmt.Sprintf("its Config.Transports allows %q only", s.cfg.Transports))
-			continue
-		}
-		cfg := cfg
-		if scheme == socketpairScheme && s.order.fd != 0 {
-			nc, err := inheritedSocketpair(s.order.fd)
-			if err != nil {
-				skip(scheme, err.Error())
-				continue
-			}
-			cfg.Custom = inheritedOnly(scheme, nc)
-		}
-		if s.order.autoTLS(scheme) && !cfg.hasTLS() {
-			if cfg.TLS, line.cert, err = newAutoTLS("plugwire plugin"); err != nil {
-				skip(scheme, err.Error())
-				continue
-			}
-			cfg.TLS.pin = s.order.pin
-		}
-		s.srv = &Server{Mux: mux, Config: &cfg}
-		l, err := s.srv.Listen(s.bindAddr(scheme))
-		if err != nil {
-			skip(scheme, err.Error())
-			line.cert = ""
-			continue
-		}
-		s.pinned = cfg.TLS.pin != ""
-		line.network, line.address = scheme, l.Addr().String()
-		return l, line, nil
-	}
-	why := fmt.Sprintf("none of the transports that the host allows can be had: %q", s.order.transports)
-	for _, f := range line.fields {
-		why += "; " + f.value
-	}
-	return nil, nil, &Error{Code: Unavailable, Op: "launch", Message: why}
+	return line, s.bind(mux, line)
 }
 
 // bindAddr returns the address to listen on with a transport.
 func (s *pluginServer) bindAddr(scheme string) string {
-	switch {
-	case scheme == "tcp":
-		return "tcp://127.0.0.1:0"
-	case scheme == "unix" && s.order.dir != "":
+	if scheme == "unix" && s.order.dir != "" && s.cfg.Unix.Path == "" {
 		return "unix://" + filepath.Join(s.order.dir, "plugin.sock")
 	}
 	return scheme + ":" // an automatic one
@@ -220,9 +170,10 @@ func refusalLine(err error) *launchLine {
 	return &launchLine{fields: []launchField{{lineCode, strconv.Itoa(int(code))}, {lineError, text}}}
 }
 
-// onConn takes the first connection as the host's. A plugin has one host: others
-// are closed, unless it is to outlive that one, and it is gone.
-func (s *pluginServer) onConn(c *Conn) {
+// onConn takes the first connection as the host's, and closes the listeners that
+// it did not come by. A plugin has one host: others are closed, unless it is to
+// outlive that one, and it is gone.
+func (s *pluginServer) onConn(c *Conn, by *Server) {
 	s.hostMu.Lock()
 	free := s.free()
 	if free {
@@ -233,6 +184,7 @@ func (s *pluginServer) onConn(c *Conn) {
 		go c.Close()
 		return
 	}
+	s.listeners.close(by)
 	if s.cfg.OnConn != nil {
 		s.cfg.OnConn(c)
 	}
@@ -249,11 +201,11 @@ func (s *pluginServer) free() bool {
 }
 
 // serve serves until the host is done.
-func (s *pluginServer) serve(l net.Listener) error {
+func (s *pluginServer) serve() error {
 	served := make(chan struct{})
 	var serveErr error
 	go func() {
-		serveErr = s.srv.Serve(l)
+		serveErr = s.listeners.serve()
 		close(served)
 	}()
 	err := s.untilEnd(served)
@@ -266,10 +218,7 @@ func (s *pluginServer) serve(l net.Listener) error {
 		case <-ctx.Done():
 		}
 	}()
-	if s.srv.Shutdown(ctx) != nil {
-		s.srv.Close()
-	}
-	l.Close() // also when Serve had not begun
+	s.listeners.shutdown(ctx)
 	<-served
 	if err == nil && !errors.Is(serveErr, ErrServerClosed) {
 		err = serveErr
@@ -361,14 +310,14 @@ func (s *pluginServer) awaitSecret() {
 
 // vouch decides whether a peer can be the host. One that does not prove that it
 // knows the secret or has the pinned key must be the process that started this one.
-func (s *pluginServer) vouch(p *Peer) error {
+func (s *pluginServer) vouch(p *Peer, pinned bool) error {
 	s.hostMu.Lock()
 	free := s.free()
 	s.hostMu.Unlock()
 	if !free {
 		return &Error{Code: FailedPrecondition, Message: "this plugin has a host"}
 	}
-	if s.order.secret != nil || s.pinned || s.wire != nil || p.PID > 0 && p.PID == os.Getppid() {
+	if s.order.secret != nil || pinned || s.wire != nil || p.PID > 0 && p.PID == os.Getppid() {
 		return nil
 	}
 	return &Error{Code: PermissionDenied, Message: "this plugin did not get the one-time secret, and then only the process that started it may connect, over a Unix socket",

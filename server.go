@@ -14,7 +14,7 @@ import (
 // Config.DialTimeout and Config.HandshakeTimeout; it does not bound the
 // connection's life.
 func Dial(ctx context.Context, addr string, cfg *Config) (*Conn, error) {
-	cfg = cfg.withDefaults()
+	cfg = cfg.inRole(asDialler).withDefaults()
 	t, err := cfg.transportOf("dial", addr)
 	if err == nil {
 		err = setupError("dial", addr, cfg.checkTLS(true, hostOf(addr)))
@@ -23,8 +23,10 @@ func Dial(ctx context.Context, addr string, cfg *Config) (*Conn, error) {
 		return nil, err
 	}
 	dctx, cancel := context.WithTimeout(ctx, cfg.DialTimeout)
+	begun := time.Now()
 	nc, err := t.Dial(dctx, addr, cfg)
 	cancel()
+	cfg.logDial(addr, err, time.Since(begun))
 	if err != nil {
 		var e *Error
 		if !errors.As(err, &e) {
@@ -76,7 +78,7 @@ type greeting struct {
 
 func (s *Server) config() *Config {
 	s.once.Do(func() {
-		s.cfg = s.Config.withDefaults()
+		s.cfg = s.Config.inRole(asServer).withDefaults()
 		s.cfg.Mux = s.Mux
 		s.cfg.budget = &budget{most: int64(s.cfg.Limits.MaxServerBytes)}
 		s.cfg.metrics = newMetrics(s.Config)
@@ -106,7 +108,9 @@ func (s *Server) Listen(addr string) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	return t.Listen(context.Background(), addr, cfg)
+	l, err := t.Listen(context.Background(), addr, cfg)
+	cfg.logListen(addr, l, err)
+	return l, err
 }
 
 // ListenAndServe listens at addr and serves until Shutdown, Close or an error.

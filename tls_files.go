@@ -157,6 +157,24 @@ func parsePair(contents [][]byte) (*tls.Certificate, error) {
 	return &cert, err // the caller does not use it with an error
 }
 
+// setPairPEM is SetCertificate with the contents of two files.
+func (t *TLSConfig) setPairPEM(cert, key []byte) error {
+	pair, err := parsePair([][]byte{cert, key})
+	if err == nil {
+		t.SetCertificate(*pair)
+	}
+	return err
+}
+
+// setCAsPEM is SetRoots with the contents of a file.
+func (t *TLSConfig) setCAsPEM(pem []byte) error {
+	pool, err := parseCAs([][]byte{pem})
+	if err == nil {
+		t.SetRoots(func() (*x509.CertPool, error) { return pool, nil })
+	}
+	return err
+}
+
 func parseCAs(contents [][]byte) (*x509.CertPool, error) {
 	blocks, err := wholePEM(contents[0])
 	if err != nil {

@@ -4,22 +4,21 @@ package plugwire
 
 import "net"
 
+const builtWithTLS = false
+
 // checkTLS refuses a Config with TLS: this build has none, and what was to be
 // encrypted must not go out in plain.
 func (c *Config) checkTLS(bool, string) error {
 	if !c.hasTLS() {
 		return nil
 	}
-	return &Error{Code: Unimplemented, Message: "Config.TLS is set, but this program is built without TLS", Hint: withTLS}
+	return &Error{Code: Unimplemented, Message: "Config.TLS is set, but this program is built without TLS", Hint: errNoTLS.Hint}
 }
-
-const builtWithTLS = false
-
-const withTLS = "build it without the tag plugwire_notls"
 
 // newAutoTLS says that there is no automatic TLS either.
 func newAutoTLS(string) (TLSConfig, string, error) {
-	return TLSConfig{}, "", &Error{Code: Unimplemented, Message: "this program is built without TLS", Hint: withTLS}
+	e := *errNoTLS // which who passes it on writes to
+	return TLSConfig{}, "", &e
 }
 
 func autoTLSOf(commonName string, _ []byte) (TLSConfig, error) {
@@ -33,3 +32,8 @@ func (*TLSConfig) autoTLSKey() ([]byte, error) { return nil, nil }
 func (c *Config) secure(nc net.Conn, dialler bool, host string, _ *Peer) (net.Conn, error) {
 	return nc, c.checkTLS(dialler, host)
 }
+
+// setPairPEM and setCAsPEM say that there is nothing here to read certificates.
+func (t *TLSConfig) setPairPEM(cert, key []byte) error { return errNoTLS }
+
+func (t *TLSConfig) setCAsPEM(pem []byte) error { return errNoTLS }

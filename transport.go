@@ -51,12 +51,18 @@ func (c *Config) transportOf(op, addr string) (Transport, error) {
 	}
 	if c.Transports != nil && !slices.Contains(c.Transports, scheme) {
 		return nil, &Error{Code: PermissionDenied, Op: op, Addr: addr,
-			Message: fmt.Sprintf("Config.Transports allows %q only", c.Transports)}
+			Message: fmt.Sprintf("%s allows %q only", c.orderName(), c.Transports)}
 	}
 	if t, ok := c.Custom[scheme]; ok {
 		return t, nil
 	}
 	if t, ok := builtinTransports[scheme]; ok {
+		if _, known := transportTraits[scheme]; known { // of others, a connection tells
+			if why := c.misses(scheme, c.hasTLS(), thisPlatform()); why != "" {
+				return nil, &Error{Code: PermissionDenied, Op: op, Addr: addr, Message: "Config." + why,
+					Hint: "use another address, or set Config.TLS: that is encrypted, and verifies the peer"}
+			}
+		}
 		return t, nil
 	}
 	return nil, &Error{Code: Unimplemented, Op: op, Addr: addr, Message: fmt.Sprintf("no transport %q", scheme),

@@ -11,7 +11,8 @@ import (
 
 // tcpTransport connects over TCP. Addresses are "tcp://host:port", with an IPv6
 // address in brackets. An empty host is 127.0.0.1; to listen, port 0 or none
-// lets the system pick one, so "tcp:" is the same as "tcp://127.0.0.1:0".
+// lets the system pick one. "tcp:" listens where cfg.TCP says, by default as
+// "tcp://127.0.0.1:0" does.
 //
 // As there is nothing that says who is on the other side, only loopback
 // addresses are used unless cfg.TLS or cfg.TCP.Insecure is set. What counts is the address
@@ -31,7 +32,14 @@ func (tcpTransport) Listen(ctx context.Context, addr string, cfg *Config) (net.L
 		Control:         loopbackOnly("listen", addr, cfg),
 	}
 	lc.SetMultipathTCP(false) // Go's default for listeners: slower, and for addresses that change
-	ln, err := lc.Listen(ctx, "tcp", hostPort)
+	listen := func(hostPort string) (net.Listener, error) { return lc.Listen(ctx, "tcp", hostPort) }
+	var ln net.Listener
+	if tcpRest(addr) == "" {
+		ln, err = cfg.TCP.listen(listen)
+		err = setupError("listen", addr, err)
+	} else {
+		ln, err = listen(hostPort)
+	}
 	if err != nil {
 		e := sysError("listen", addr, err, "")
 		if e.Code == AlreadyExists && e.Hint == "" {
@@ -68,9 +76,14 @@ func (tcpTransport) Dial(ctx context.Context, addr string, cfg *Config) (net.Con
 	return tc, nil
 }
 
+// tcpRest returns what an address says, "" when it leaves all to Config.TCP.
+func tcpRest(addr string) string {
+	return strings.TrimPrefix(strings.TrimPrefix(addr, "tcp:"), "//")
+}
+
 // tcpHostPort returns the host and port of an address as package net wants them.
 func tcpHostPort(op, addr string) (string, error) {
-	rest := strings.TrimPrefix(strings.TrimPrefix(addr, "tcp:"), "//")
+	rest := tcpRest(addr)
 	bad := func(message string, cause error) (string, error) {
 		return "", &Error{Code: InvalidArgument, Op: op, Addr: addr, Message: message, Err: cause,
 			Hint: `write "tcp://host:port", an IPv6 address in brackets`}

@@ -49,10 +49,13 @@ var errnoCodes = []errnoCode{
 // so of servers that start together one gets the path. Closing the listener
 // removes both files, unless somebody has replaced them.
 //
-// "unix:" makes the socket in a private directory of its own under cfg.Unix.Dir,
-// which goes away with the listener.
+// "unix:" makes the socket at cfg.Unix.Path or, where that is not set, in a private
+// directory of its own under cfg.Unix.Dir, which goes away with the listener.
 func (unixTransport) Listen(ctx context.Context, addr string, cfg *Config) (net.Listener, error) {
 	path, err := unixPath("listen", addr)
+	if path == "" && err == nil && cfg.Unix.Path != "" {
+		path, err = unixPath("listen", "unix://"+cfg.Unix.Path)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -98,6 +98,28 @@ var troubles = map[string]func(*testing.T) error{
 	"TCP/plaintext beyond loopback": func(t *testing.T) error {
 		return dialTrouble(t, "tcp://192.0.2.1:1", nil) // which RFC 5737 keeps for examples
 	},
+	"TCP/port below 1024": func(t *testing.T) error {
+		l, err := (&Server{Config: &Config{TCP: TCPConfig{Port: 80}}}).Listen("tcp:")
+		if err == nil {
+			l.Close()
+		}
+		return err
+	},
+	"TCP/range used up": func(t *testing.T) error {
+		_, err := (&TCPConfig{MinPort: 2000, MaxPort: 2001}).listen(func(string) (net.Listener, error) { return nil, &Error{Code: AlreadyExists} })
+		return err
+	},
+
+	"Configuration/bad variable": func(t *testing.T) error {
+		_, err := ConfigFromEnv(setEnv(t, "TCP_PORT", "http"))
+		return err
+	},
+	"Configuration/transport not allowed": func(t *testing.T) error {
+		return dialTrouble(t, "tcp://127.0.0.1:1", &Config{Transports: []string{"unix"}})
+	},
+	"Configuration/need not met": func(t *testing.T) error {
+		return dialTrouble(t, "tcp://127.0.0.1:1", &Config{Need: Need{Encrypted: true}})
+	},
 
 	"Handshake/wrong protocol": func(t *testing.T) error {
 		return dialTrouble(t, "tcp://"+answers(t, "HTTP/1.1 400 Bad Request\r\n\r\n").String(), nil)
@@ -162,6 +184,15 @@ var troubles = map[string]func(*testing.T) error{
 		return launchTrouble(t, "impostor", func(lt *launchTest) {
 			lt.cmd.Env = append(lt.cmd.Env, impostorEnv+"=1|0|unix|"+l.Addr().String()+"|plugwire|")
 		})
+	},
+	"Starting a plugin/no transport": func(t *testing.T) error {
+		return launchTrouble(t, "good", func(lt *launchTest) { lt.cfg.Transports = []string{"warp"} })
+	},
+	"Starting a plugin/no common transport": func(t *testing.T) error {
+		return launchTrouble(t, "only tcp", func(lt *launchTest) { lt.cfg.Transports = []string{"unix"} })
+	},
+	"Starting a plugin/no address can be dialled": func(t *testing.T) error {
+		return launchTrouble(t, "fails", func(lt *launchTest) { lt.cmd.Env = append(lt.cmd.Env, failsEnv+"=dial unix, dial tcp") })
 	},
 	"Starting a plugin/the address is dead": func(t *testing.T) error { return launchTrouble(t, "dead address", nil) },
 }
@@ -281,28 +312,6 @@ func certificateTrouble(t *testing.T, name string, edit func(*x509.Certificate),
 		dialler.SetRoots(roots(other))
 	}
 	return handshakeTrouble(t, &Config{TLS: dialler}, &Config{TLS: server})
-}
-
-// answers is a server that says what it always says, until the test ends.
-func answers(t *testing.T, text string) net.Addr {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			nc, err := l.Accept()
-			if err != nil {
-				return
-			}
-			io.WriteString(nc, text)
-			io.Copy(io.Discard, nc) // until the other side has had enough
-			nc.Close()
-		}
-	}()
-	return l.Addr()
 }
 
 // launchTrouble launches the plugin with the behaviour, after arrange, if any.

@@ -11,6 +11,9 @@ import (
 	"golang.org/x/sys/windows"
 )
 
+// Tells says that the kernel names peers here.
+const Tells = true
+
 // OwnSID returns the SID of the user that this process runs as.
 var OwnSID = sync.OnceValues(func() (string, error) {
 	return userOf(windows.GetCurrentProcessToken())

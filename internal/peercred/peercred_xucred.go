@@ -9,6 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Tells says that the kernel names peers here.
+const Tells = true
+
 // xucredVersion is XUCRED_VERSION of sys/ucred.h, the same on both systems.
 const xucredVersion = 0
 
