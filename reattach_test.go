@@ -93,7 +93,7 @@ func TestReattach(t *testing.T) {
 			plainOnly(t)
 			lt := newLaunchTest(t, "good")
 			a := lt.orphan(time.Minute, transport)
-			if (a.Pin != "") != (transport == "tcp" && haveTLS) {
+			if (a.Pin != "") != (transport == "tcp" && builtWithTLS) {
 				t.Errorf("%+v", a)
 			}
 			p := lt.reattach(a)

@@ -12,12 +12,13 @@ func (c *Config) checkTLS(bool, string) error {
 	if !c.hasTLS() {
 		return nil
 	}
-	return &Error{Code: Unimplemented, Message: "Config.TLS is set, but this program is built without TLS", Hint: withTLS}
+	return &Error{Code: Unimplemented, Message: "Config.TLS is set, but this program is built without TLS", Hint: errNoTLS.Hint}
 }
 
 // newAutoTLS says that there is no automatic TLS either.
 func newAutoTLS(string) (TLSConfig, string, error) {
-	return TLSConfig{}, "", errNoTLS
+	e := *errNoTLS // which who passes it on writes to
+	return TLSConfig{}, "", &e
 }
 
 func autoTLSOf(commonName string, _ []byte) (TLSConfig, error) {

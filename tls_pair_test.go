@@ -17,8 +17,6 @@ var testIdentity = sync.OnceValue(func() TLSConfig {
 })
 
 // testTLS is for both sides of a test.
-const haveTLS = true
-
 func testTLS() TLSConfig { return testIdentity() }
 
 // stallsOverTLS are those who stall in the handshake of TLS.
