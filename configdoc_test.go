@@ -94,7 +94,7 @@ func configTables(comments configSource) string {
 	b.WriteString("| field | type | variable | meaning |\n|---|---|---|---|\n")
 	configFields(reflect.TypeFor[Config](), "", func(name string, typ reflect.Type) {
 		var vars []string
-		for _, v := range envVars {
+		for _, v := range envVars() {
 			if v.field == name || strings.HasSuffix(v.right, " sets "+name) {
 				vars = append(vars, "`"+v.name+"`")
 			}
@@ -103,7 +103,7 @@ func configTables(comments configSource) string {
 		fmt.Fprintf(&b, "| `%s` | `%s` | %s | %s |\n", name, kind, strings.Join(vars, ", "), inTable(comments[name]))
 	})
 	b.WriteString("\n| variable | field | right values |\n|---|---|---|\n")
-	for _, v := range envVars {
+	for _, v := range envVars() {
 		fmt.Fprintf(&b, "| `%s` | `%s` | %s |\n", v.name, v.field, inTable(v.right))
 	}
 	return b.String()
@@ -128,7 +128,7 @@ func TestConfigDocIsWhatTheSourceSays(t *testing.T) {
 	})
 	fields := make(map[string]bool)
 	configFields(reflect.TypeFor[Config](), "", func(name string, _ reflect.Type) { fields[name] = true })
-	for _, v := range envVars {
+	for _, v := range envVars() {
 		if !fields[v.field] {
 			t.Errorf("%s sets Config.%s, which is not there", v.name, v.field)
 		}

@@ -42,8 +42,9 @@ func ConfigFromEnv(prefix string) (*Config, error) {
 	}
 	c := &Config{env: new(envRoles)}
 	s := &envSettings{c: c, prefix: prefix + "_", roles: c.env}
-	for i := range envVars {
-		v := &envVars[i]
+	s.vars = envVars()
+	for i := range s.vars {
+		v := &s.vars[i]
 		if value := os.Getenv(s.prefix + v.name); value != "" {
 			if err := v.set(s, value); err != nil {
 				s.reject(v, value, err)
@@ -62,6 +63,7 @@ func ConfigFromEnv(prefix string) (*Config, error) {
 type envSettings struct {
 	c      *Config
 	prefix string // of the names, with the underscore
+	vars   []envVar
 	roles  *envRoles
 	pem    [2][3]string // by role: cert, key, roots
 	errs   []error
@@ -77,44 +79,47 @@ type envVar struct {
 
 var errBadValue = errors.New("bad value")
 
-// envVars are the settings, in the order of docs/CONFIG.md, which a test makes of them.
-var envVars = []envVar{
-	{"SERVER_TRANSPORTS", "Transports", rightList, envTransports(asServer)},
-	{"CLIENT_TRANSPORTS", "Transports", rightList, envTransports(asDialler)},
+// envVars returns the settings, in the order of docs/CONFIG.md, which a test makes
+// of them. As a variable they, and the JSON decoder, would be in every program.
+func envVars() []envVar {
+	return []envVar{
+		{"SERVER_TRANSPORTS", "Transports", rightList, envTransports(asServer)},
+		{"CLIENT_TRANSPORTS", "Transports", rightList, envTransports(asDialler)},
 
-	{"UNIX_SOCKET_PATH", "Unix.Path", "an absolute path", envPath(func(c *Config) *string { return &c.Unix.Path })},
-	{"UNIX_SOCKET_DIR", "Unix.Dir", "the absolute path of a directory", envPath(func(c *Config) *string { return &c.Unix.Dir })},
-	{"UNIX_SOCKET_PERMISSIONS", "Unix.Mode", "octal digits, 1 to 777, as in 0660", envMode},
-	{"UNIX_SOCKET_GROUP", "Unix.Group", "a group's number, at least 1 (getent group NAME shows it)", envInt(1, math.MaxInt32, func(c *Config) *int { return &c.Unix.Group })},
-	{"UNIX_SOCKET_BUFFER_SIZE", "Unix.BufferSize", rightBytes, envInt(1, maxWireLen, func(c *Config) *int { return &c.Unix.BufferSize })},
+		{"UNIX_SOCKET_PATH", "Unix.Path", "an absolute path", envPath(func(c *Config) *string { return &c.Unix.Path })},
+		{"UNIX_SOCKET_DIR", "Unix.Dir", "the absolute path of a directory", envPath(func(c *Config) *string { return &c.Unix.Dir })},
+		{"UNIX_SOCKET_PERMISSIONS", "Unix.Mode", "octal digits, 1 to 777, as in 0660", envMode},
+		{"UNIX_SOCKET_GROUP", "Unix.Group", "a group's number, at least 1 (getent group NAME shows it)", envInt(1, math.MaxInt32, func(c *Config) *int { return &c.Unix.Group })},
+		{"UNIX_SOCKET_BUFFER_SIZE", "Unix.BufferSize", rightBytes, envInt(1, maxWireLen, func(c *Config) *int { return &c.Unix.BufferSize })},
 
-	{"TCP_HOST", "TCP.Host", "a host name or IP address, without a port", envHost},
-	{"TCP_PORT", "TCP.Port", "a port, 1024 to 65535 (others only with TCP.LowPorts), or 0 for a free one", envInt(0, mostPort, func(c *Config) *int { return &c.TCP.Port })},
-	{"MIN_PORT", "TCP.MinPort", rightPort, envInt(1, mostPort, func(c *Config) *int { return &c.TCP.MinPort })},
-	{"MAX_PORT", "TCP.MaxPort", rightPort, envInt(1, mostPort, func(c *Config) *int { return &c.TCP.MaxPort })},
-	{"TCP_NODELAY", "TCP.Delay", rightBool + "; false sets the field", envBool(func(c *Config, yes bool) { c.TCP.Delay = !yes })},
-	{"TCP_BUFFER_SIZE", "TCP.BufferSize", rightBytes, envInt(1, maxWireLen, func(c *Config) *int { return &c.TCP.BufferSize })},
-	{"TCP_KEEPALIVE", "TCP.KeepAlive", rightTime, envDuration(func(c *Config) []*time.Duration { return []*time.Duration{&c.TCP.KeepAlive} })},
+		{"TCP_HOST", "TCP.Host", "a host name or IP address, without a port", envHost},
+		{"TCP_PORT", "TCP.Port", "a port, 1024 to 65535 (others only with TCP.LowPorts), or 0 for a free one", envInt(0, mostPort, func(c *Config) *int { return &c.TCP.Port })},
+		{"MIN_PORT", "TCP.MinPort", rightPort, envInt(1, mostPort, func(c *Config) *int { return &c.TCP.MinPort })},
+		{"MAX_PORT", "TCP.MaxPort", rightPort, envInt(1, mostPort, func(c *Config) *int { return &c.TCP.MaxPort })},
+		{"TCP_NODELAY", "TCP.Delay", rightBool + "; false sets the field", envBool(func(c *Config, yes bool) { c.TCP.Delay = !yes })},
+		{"TCP_BUFFER_SIZE", "TCP.BufferSize", rightBytes, envInt(1, maxWireLen, func(c *Config) *int { return &c.TCP.BufferSize })},
+		{"TCP_KEEPALIVE", "TCP.KeepAlive", rightTime, envDuration(func(c *Config) []*time.Duration { return []*time.Duration{&c.TCP.KeepAlive} })},
 
-	{"AUTO_MTLS", "Launch.AutoMTLS", rightBool + "; false sets Launch.NoAutoMTLS", envBool(func(c *Config, yes bool) { c.Launch.AutoMTLS, c.Launch.NoAutoMTLS = yes, !yes })},
-	{"SERVER_CERT", "TLS.CertFile", rightPEM, envPEM(asServer, pemCert)},
-	{"SERVER_KEY", "TLS.KeyFile", rightPEM, envPEM(asServer, pemKey)},
-	{"CLIENT_CERT", "TLS.CertFile", rightPEM, envPEM(asDialler, pemCert)},
-	{"CLIENT_KEY", "TLS.KeyFile", rightPEM, envPEM(asDialler, pemKey)},
-	{"CLIENT_ROOT_CERTS", "TLS.CAFile", rightPEM, envPEM(asServer, pemRoots)},
-	{"SERVER_ROOT_CERTS", "TLS.CAFile", rightPEM, envPEM(asDialler, pemRoots)},
+		{"AUTO_MTLS", "Launch.AutoMTLS", rightBool + "; false sets Launch.NoAutoMTLS", envBool(func(c *Config, yes bool) { c.Launch.AutoMTLS, c.Launch.NoAutoMTLS = yes, !yes })},
+		{"SERVER_CERT", "TLS.CertFile", rightPEM, envPEM(asServer, pemCert)},
+		{"SERVER_KEY", "TLS.KeyFile", rightPEM, envPEM(asServer, pemKey)},
+		{"CLIENT_CERT", "TLS.CertFile", rightPEM, envPEM(asDialler, pemCert)},
+		{"CLIENT_KEY", "TLS.KeyFile", rightPEM, envPEM(asDialler, pemKey)},
+		{"CLIENT_ROOT_CERTS", "TLS.CAFile", rightPEM, envPEM(asServer, pemRoots)},
+		{"SERVER_ROOT_CERTS", "TLS.CAFile", rightPEM, envPEM(asDialler, pemRoots)},
 
-	{"HANDSHAKE_TIMEOUT", "HandshakeTimeout", rightTime, envDuration(func(c *Config) []*time.Duration { return []*time.Duration{&c.HandshakeTimeout} })},
-	{"CONNECTION_TIMEOUT", "DialTimeout", rightTime, envDuration(func(c *Config) []*time.Duration { return []*time.Duration{&c.DialTimeout} })},
-	{"CONNECTION_POOL_SIZE", "Pool.Size", rightCount, envInt(1, math.MaxInt32, func(c *Config) *int { return &c.Pool.Size })},
-	{"MAX_MESSAGE_SIZE", "Limits.MaxMessage", "a number of bytes, 4096 to 2147483647", envInt(minFrame, maxWireLen, func(c *Config) *int { return &c.Limits.MaxMessage })},
-	{"MAX_CONCURRENT_CALLS", "Limits.MaxCalls", "a number, 1 to 1048576", envInt(1, maxCallsBound, func(c *Config) *int { return &c.Limits.MaxCalls })},
-	{"RATE_LIMIT_REQUESTS_PER_SECOND", "Limits.MaxRate", "a number greater than 0", envRate},
-	{"RATE_LIMIT_BURST_CAPACITY", "Limits.MaxBurst", rightCount, envInt(1, math.MaxInt32, func(c *Config) *int { return &c.Limits.MaxBurst })},
-	{"SHUTDOWN_GRACE", "CloseTimeout", rightTime + "; also sets Launch.ExitTimeout", envDuration(func(c *Config) []*time.Duration { return []*time.Duration{&c.CloseTimeout, &c.Launch.ExitTimeout} })},
+		{"HANDSHAKE_TIMEOUT", "HandshakeTimeout", rightTime, envDuration(func(c *Config) []*time.Duration { return []*time.Duration{&c.HandshakeTimeout} })},
+		{"CONNECTION_TIMEOUT", "DialTimeout", rightTime, envDuration(func(c *Config) []*time.Duration { return []*time.Duration{&c.DialTimeout} })},
+		{"CONNECTION_POOL_SIZE", "Pool.Size", rightCount, envInt(1, math.MaxInt32, func(c *Config) *int { return &c.Pool.Size })},
+		{"MAX_MESSAGE_SIZE", "Limits.MaxMessage", "a number of bytes, 4096 to 2147483647", envInt(minFrame, maxWireLen, func(c *Config) *int { return &c.Limits.MaxMessage })},
+		{"MAX_CONCURRENT_CALLS", "Limits.MaxCalls", "a number, 1 to 1048576", envInt(1, maxCallsBound, func(c *Config) *int { return &c.Limits.MaxCalls })},
+		{"RATE_LIMIT_REQUESTS_PER_SECOND", "Limits.MaxRate", "a number greater than 0", envRate},
+		{"RATE_LIMIT_BURST_CAPACITY", "Limits.MaxBurst", rightCount, envInt(1, math.MaxInt32, func(c *Config) *int { return &c.Limits.MaxBurst })},
+		{"SHUTDOWN_GRACE", "CloseTimeout", rightTime + "; also sets Launch.ExitTimeout", envDuration(func(c *Config) []*time.Duration { return []*time.Duration{&c.CloseTimeout, &c.Launch.ExitTimeout} })},
 
-	{"LOG_LEVEL", "Logger", "debug, info, warn or error: a slog.TextHandler on stderr with this level", envLogLevel},
-	{"LOG_TRANSPORT_DETAILS", "LogTransport", rightBool + "; without a LOG_LEVEL, true also sets that to info", envBool(func(c *Config, yes bool) { c.LogTransport = yes })},
+		{"LOG_LEVEL", "Logger", "debug, info, warn or error: a slog.TextHandler on stderr with this level", envLogLevel},
+		{"LOG_TRANSPORT_DETAILS", "LogTransport", rightBool + "; without a LOG_LEVEL, true also sets that to info", envBool(func(c *Config, yes bool) { c.LogTransport = yes })},
+	}
 }
 
 const (
@@ -307,7 +312,9 @@ func (s *envSettings) check() {
 }
 
 // errNoTLS is why a build with the tag plugwire_notls has no use for certificates.
-var errNoTLS = &Error{Code: Unimplemented, Message: "this program is built without TLS", Hint: "build it without the tag plugwire_notls"}
+var errNoTLS = &Error{Code: Unimplemented, Message: "this program is built without TLS", Hint: withTLS}
+
+const withTLS = "build it without the tag plugwire_notls"
 
 func isFileURI(value string) bool { return strings.HasPrefix(value, "file://") }
 
@@ -352,7 +359,7 @@ func (s *envSettings) warn(environ []string) {
 			name = strings.ToUpper(name) // where names have no case
 		}
 		rest, ok := strings.CutPrefix(name, s.prefix)
-		if !ok || name == launchVar || slices.ContainsFunc(envVars, func(v envVar) bool { return v.name == rest }) {
+		if !ok || name == launchVar || slices.ContainsFunc(s.vars, func(v envVar) bool { return v.name == rest }) {
 			continue
 		}
 		warning := plainText(name, maxLaunchSeen) + " is no setting of plugwire"

@@ -107,9 +107,9 @@ func TestValuesOfVariables(t *testing.T) {
 				}
 				return
 			}
-			i := slices.IndexFunc(envVars, func(v envVar) bool { return v.name == test.name })
+			i := slices.IndexFunc(envVars(), func(v envVar) bool { return v.name == test.name })
 			field := reflect.ValueOf(*c)
-			for name := range strings.SplitSeq(envVars[i].field, ".") {
+			for name := range strings.SplitSeq(envVars()[i].field, ".") {
 				field = field.FieldByName(name)
 			}
 			if field.Interface() != test.want {
@@ -189,7 +189,7 @@ func TestEachVariableHasItsEffect(t *testing.T) {
 	if len(envEffects) == 0 {
 		t.Skip("the tests of what variables do are for Unix")
 	}
-	for _, v := range envVars {
+	for _, v := range envVars() {
 		effect := envEffects[v.name]
 		if effect == nil && strings.HasPrefix(v.field, "TLS.") && new(TLSConfig).setCAsPEM(nil) == error(errNoTLS) {
 			continue

@@ -347,8 +347,8 @@ func (slowTransport) Dial(ctx context.Context, _ string, _ *Config) (net.Conn, e
 
 // Nothing is read, and nothing goes wrong, where there is no ConfigFromEnv.
 func TestNilConfigDoesNotReadTheEnvironment(t *testing.T) {
-	for i := range envVars {
-		t.Setenv("PLUGIN_"+envVars[i].name, "of no use")
+	for _, v := range envVars() {
+		t.Setenv("PLUGIN_"+v.name, "of no use")
 	}
 	serveEnv(t, "unix:", nil)
 	lt := newLaunchTest(t, "good")

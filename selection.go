@@ -193,7 +193,7 @@ func (c *Config) candidates(pf *platform) []Candidate {
 		case scheme == "" || !isScheme(scheme) || !own && !inherits && !slices.Contains(pf.transports, scheme):
 			cand.Reason = "this host has no such transport"
 		case auto && !pf.tls:
-			cand.Reason = "it needs automatic mutual TLS, and this program is built without TLS (Launch.NoAutoMTLS has it do without)"
+			cand.Reason = "it needs automatic mutual TLS, and this program is built without TLS (" + withTLS + ", or set Launch.NoAutoMTLS)"
 		default:
 			cand.Reason = c.misses(scheme, auto || c.hasTLS(), pf)
 		}
