@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -186,6 +187,9 @@ func (p *instance) offer() ([]Candidate, error) {
 	schemes := p.cfg.Transports
 	if schemes == nil {
 		schemes = Transports()
+	}
+	if schemes == nil {
+		return nil, &Error{Code: Unimplemented, Message: "launching plugins is not supported on " + runtime.GOOS + " by this version"}
 	}
 	var offer []Candidate
 	usable := 0
