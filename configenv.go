@@ -312,9 +312,7 @@ func (s *envSettings) check() {
 }
 
 // errNoTLS is why a build with the tag plugwire_notls has no use for certificates.
-var errNoTLS = &Error{Code: Unimplemented, Message: "this program is built without TLS", Hint: withTLS}
-
-const withTLS = "build it without the tag plugwire_notls"
+var errNoTLS = &Error{Code: Unimplemented, Message: "this program is built without TLS", Hint: "build it without the tag plugwire_notls"}
 
 func isFileURI(value string) bool { return strings.HasPrefix(value, "file://") }
 

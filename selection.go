@@ -74,10 +74,11 @@ type platform struct {
 	transports []string // that it offers
 	tellsPeer  bool     // its kernel names the peer of a local transport
 	tls        bool     // the program is built with TLS
+	socketpair bool     // it has that transport, which is offered on request alone
 }
 
 func thisPlatform() *platform {
-	return &platform{transports: Transports(), tellsPeer: peercred.Tells, tls: builtWithTLS}
+	return &platform{transports: Transports(), tellsPeer: peercred.Tells, tls: builtWithTLS, socketpair: haveSocketpair}
 }
 
 // traits are what a transport is by itself, without TLS.
@@ -184,7 +185,7 @@ func (c *Config) candidates(pf *platform) []Candidate {
 		_, own := c.Custom[scheme]
 		auto := c.autoTLS(scheme)
 		cand := Candidate{Transport: scheme}
-		inherits := !own && (scheme == stdioScheme || scheme == socketpairScheme && haveSocketpair)
+		inherits := !own && (scheme == stdioScheme || scheme == socketpairScheme && pf.socketpair)
 		switch {
 		case inherits && c.Launch.Detach > 0:
 			cand.Reason = "who reattaches could not connect: Config.Launch.Detach is set"
@@ -193,7 +194,7 @@ func (c *Config) candidates(pf *platform) []Candidate {
 		case scheme == "" || !isScheme(scheme) || !own && !inherits && !slices.Contains(pf.transports, scheme):
 			cand.Reason = "this host has no such transport"
 		case auto && !pf.tls:
-			cand.Reason = "it needs automatic mutual TLS, and this program is built without TLS (" + withTLS + ", or set Launch.NoAutoMTLS)"
+			cand.Reason = "it needs automatic mutual TLS, and this program is built without TLS (Launch.NoAutoMTLS has it do without)"
 		default:
 			cand.Reason = c.misses(scheme, auto || c.hasTLS(), pf)
 		}

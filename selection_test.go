@@ -42,9 +42,9 @@ func choiceTable(t *testing.T) (rows []choiceRow) {
 }
 
 var choicePlatforms = map[string]*platform{
-	"Linux":             {transports: []string{"unix", "tcp"}, tellsPeer: true, tls: true},
-	"Linux without TLS": {transports: []string{"unix", "tcp"}, tellsPeer: true},
-	"OpenBSD":           {transports: []string{"unix", "tcp"}, tls: true},
+	"Linux":             {transports: []string{"unix", "tcp"}, tellsPeer: true, tls: true, socketpair: true},
+	"Linux without TLS": {transports: []string{"unix", "tcp"}, tellsPeer: true, socketpair: true},
+	"OpenBSD":           {transports: []string{"unix", "tcp"}, tls: true, socketpair: true},
 	"Windows":           {transports: []string{"npipe", "tcp"}, tellsPeer: true, tls: true},
 	"js":                {tls: true},
 }

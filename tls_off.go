@@ -12,7 +12,7 @@ func (c *Config) checkTLS(bool, string) error {
 	if !c.hasTLS() {
 		return nil
 	}
-	return &Error{Code: Unimplemented, Message: "Config.TLS is set, but this program is built without TLS", Hint: withTLS}
+	return &Error{Code: Unimplemented, Message: "Config.TLS is set, but this program is built without TLS", Hint: errNoTLS.Hint}
 }
 
 // newAutoTLS says that there is no automatic TLS either.
