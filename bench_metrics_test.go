@@ -22,7 +22,8 @@ func BenchmarkMetrics(b *testing.B) {
 			b.ReportMetric(r[1].rate(), "without-msgs/s")
 			client, server, mallocs := r[0].perMessage()
 			client0, server0, _ := r[1].perMessage()
-			b.ReportMetric(1000*(client+server-client0-server0), "more-cpu-ns/op")
+			b.ReportMetric(1000*(client-client0), "more-client-cpu-ns/op")
+			b.ReportMetric(1000*(server-server0), "more-server-cpu-ns/op")
 			b.ReportMetric(mallocs, "allocs/op")
 			b.ReportMetric(0, "ns/op")
 			addTableLine(tableLine{name: b.Name(), ours: perSecond(r[0].rate()), theirs: "without " + perSecond(r[1].rate()),

@@ -58,6 +58,13 @@ type outCall struct {
 	group *callGroup    // of DoAll, or nil
 	done  chan struct{} // the caller's, which gets a token when the call has ended, without group
 
+	// For Config.Metrics. record is nil once the call has been counted, and guarded
+	// by out's lock. time is when the call began, stored as call is; who takes in
+	// the ending makes it how long that took, and stores code.
+	record *methodRecord
+	time   time.Duration
+	code   Code
+
 	// Of a reply in several frames; they belong to the reading role.
 	part assembly
 	meta Metadata
@@ -68,12 +75,6 @@ type outCall struct {
 	whole  bool   // the request has been appended in whole
 	ended  bool   // only whole is missing for the slot to be free
 	cancel bool   // CANCEL is to be sent
-
-	// For Config.Metrics. record is nil once the call has been counted, and guarded
-	// by out's lock; began is stored as call is; code and took belong to the reading role.
-	record      *methodRecord
-	began, took time.Duration
-	code        Code
 }
 
 // The states of a slot. Who moves it from waiting to delivering may write the
@@ -298,7 +299,7 @@ func (c *Conn) begin(ctx context.Context, call *Call, began time.Duration, g *ca
 	e.cost, e.end = m.cost(), 0
 	e.whole, e.ended, e.cancel = false, false, false
 	if c.shard != nil {
-		e.record, e.began = c.callRecord(code, call.Method), began
+		e.record, e.time = c.callRecord(code, call.Method), began
 	}
 	e.state.Store(callWaiting)
 	c.reserved += e.cost

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -173,6 +174,9 @@ func (p *instance) vouch(peer *Peer, proves bool) error {
 // reason, and makes the directory for the sockets.
 func (p *instance) offer() ([]Candidate, error) {
 	offer := p.cfg.candidates(thisPlatform())
+	if len(offer) == 0 {
+		return nil, &Error{Code: Unimplemented, Message: "launching plugins is not supported on " + runtime.GOOS + " by this version"}
+	}
 	usable := 0
 	for i := range offer {
 		c := &offer[i]

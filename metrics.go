@@ -330,26 +330,9 @@ func (c *Conn) countUnsent(name string, stream bool, began time.Duration, err er
 // under out's lock.
 func (c *Conn) countEnded(e *outCall, code Code) {
 	if e.record != nil {
-		c.shard.add(e.record, code, monotonic()-e.began)
+		c.shard.add(e.record, code, monotonic()-e.time)
 		e.record = nil
 	}
-}
-
-// countSettled counts the calls whose endings the reader has taken in. Called
-// under out's lock.
-func (c *Conn) countSettled(freed []uint32) {
-	c.callsEnded += uint64(len(freed))
-	if c.shard == nil {
-		return
-	}
-	c.shard.mu.Lock()
-	for _, id := range freed {
-		if e := c.calls.at(id); e.record != nil {
-			e.record.add(e.code, e.took, 1)
-			e.record = nil
-		}
-	}
-	c.shard.mu.Unlock()
 }
 
 // servedCalls are calls of the other side that were served inline alike: they were

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func init() {
@@ -41,7 +43,8 @@ func TestSignalsReachThePluginOnlyWhenAskedTo(t *testing.T) {
 		})
 		p := lt.launch()
 		// As a terminal does it: to everybody in this process's group.
-		if g, err := syscall.Getpgid(p.Pid()); err != nil || g == syscall.Getpgrp() {
+		own, _ := unix.Getpgid(0)
+		if g, err := unix.Getpgid(p.Pid()); err != nil || g == own {
 			t.Errorf("the plugin is in the group %d, %v, and so is this process", g, err)
 		}
 		syscall.Kill(os.Getpid(), syscall.SIGUSR1)

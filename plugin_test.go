@@ -205,7 +205,8 @@ func (t *launchTest) alive() bool {
 			return false
 		}
 	}
-	return p.Signal(syscall.Signal(0)) == nil
+	var none sysSignal
+	return p.Signal(none) == nil
 }
 
 func (t *launchTest) launch() *Plugin {

@@ -141,7 +141,7 @@ func (p *process) wait() {
 }
 
 // signal sends a signal to the process and its group.
-func (p *process) signal(sig syscall.Signal) {
+func (p *process) signal(sig sysSignal) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.over || p.adopted != nil && (p.adopted.Started == "" || !p.isAdopted()) {
@@ -172,7 +172,7 @@ func (p *process) forward(signals chan os.Signal) {
 	for {
 		select {
 		case s := <-signals:
-			if s, ok := s.(syscall.Signal); ok {
+			if s, ok := s.(sysSignal); ok {
 				p.signal(s)
 			}
 		case <-p.done:

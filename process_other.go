@@ -20,7 +20,7 @@ func endGroup(*exec.Cmd) {}
 
 func inGroupOf(pid, leader int) bool { return pid == leader }
 
-func signalGroup(p *os.Process, sig syscall.Signal) { p.Signal(sig) }
+func signalGroup(p *os.Process, sig sysSignal) { p.Signal(sig) }
 
 func dieWithParent(*exec.Cmd) bool { return false }
 

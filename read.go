@@ -469,7 +469,7 @@ func (rd *reader) ending(h *FrameHeader, b []byte) error {
 	rd.endings++
 	rd.freed = append(rd.freed, h.ID)
 	if c.shard != nil {
-		e.code, e.took = OK, rd.endedAt()-e.began
+		e.code, e.time = OK, rd.endedAt()-e.time
 		if failed != nil {
 			e.code = failed.Code
 		}
@@ -584,13 +584,24 @@ func (rd *reader) settleFreed() {
 	}
 	c := rd.c
 	c.out.Lock()
-	c.countSettled(rd.freed)
+	c.callsEnded += uint64(len(rd.freed))
+	if c.shard != nil {
+		c.shard.mu.Lock()
+	}
 	for _, id := range rd.freed {
-		if e := c.calls.at(id); e.whole {
+		e := c.calls.at(id)
+		if e.record != nil {
+			e.record.add(e.code, e.time, 1)
+			e.record = nil
+		}
+		if e.whole {
 			c.freeSlot(id, e)
 		} else {
 			e.ended = true
 		}
+	}
+	if c.shard != nil {
+		c.shard.mu.Unlock()
 	}
 	c.out.Unlock()
 	rd.freed = rd.freed[:0]

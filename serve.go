@@ -23,12 +23,14 @@ type inCall struct {
 	stream   atomic.Pointer[Stream] // while state is inStream
 	crossing int64                  // bytes of frames that may still come for a stream that has ended
 
-	conn *Conn
-	id   uint32
-	req  Request
-	cost int64
-	kept bool // counted in the connection's servingCount and servingBytes
-	held int  // bytes to give back to the Server's budget with the ending
+	conn   *Conn
+	id     uint32
+	record *methodRecord // for Config.Metrics, as is began
+	began  time.Duration
+	req    Request
+	cost   int64
+	kept   bool // counted in the connection's servingCount and servingBytes
+	held   int  // bytes to give back to the Server's budget with the ending
 
 	// Of a request in several frames; of the holder of the reading role. Unwanted
 	// when the request was refused and its rest is still to come.
@@ -41,10 +43,7 @@ type inCall struct {
 	err    error
 	ready  bool // result and err are there
 
-	// For Config.Metrics.
-	record  *methodRecord
 	running atomic.Pointer[methodRecord] // record, while kept
-	began   time.Duration
 }
 
 const (

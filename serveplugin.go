@@ -13,7 +13,6 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 )
 
@@ -286,7 +285,7 @@ func saidGoodbye(c *Conn) bool {
 // connection or is gone: that is the orderly end of a plugin.
 func unlessGone(err error) error {
 	var op *net.OpError
-	var errno syscall.Errno // of a read or write around package net
+	var errno sysErrno // of a read or write around package net
 	if errors.As(err, &op) || errors.As(err, &errno) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) {
 		return nil
 	}

@@ -93,7 +93,7 @@ func (c *Conn) OpenStream(ctx context.Context, method string) (*Stream, error) {
 	c.streamsOpened++
 	e := s.slot
 	if c.shard != nil {
-		e.record, e.began = c.shard.record(methodKey{name: method, stream: true}), began
+		e.record, e.time = c.shard.record(methodKey{name: method, stream: true}), began
 	}
 	e.stream.Store(s)
 	e.cost, e.end, e.whole, e.cancel = m.cost(), 0, true, false

@@ -60,7 +60,7 @@ func supervised(t *testing.T, behaviour string) (*launchTest, *eventLog) {
 	return lt, log
 }
 
-func kill(t testing.TB, pid int, sig syscall.Signal) {
+func kill(t testing.TB, pid int, sig sysSignal) {
 	t.Helper()
 	p, err := os.FindProcess(pid)
 	if err == nil {

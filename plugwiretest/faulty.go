@@ -5,7 +5,6 @@ import (
 	"net"
 	"os"
 	"sync"
-	"syscall"
 	"time"
 )
 
@@ -93,10 +92,10 @@ func (c *FaultyConn) Limit(n int, atLimit func(*FaultyConn)) {
 }
 
 // Reset ends the connection as by a crash of the network: what is under way is
-// lost, and reads and writes fail with syscall.ECONNRESET, at the other end too
+// lost, and reads and writes fail with syscall.ECONNRESET (Plan 9: in its words), at the other end too
 // where the connection below is TCP. There it is otherwise closed.
 func (c *FaultyConn) Reset() {
-	if c.end(syscall.ECONNRESET) {
+	if c.end(errReset) {
 		if tcp, ok := c.nc.(*net.TCPConn); ok {
 			tcp.SetLinger(0)
 		}

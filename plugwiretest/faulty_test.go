@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"runtime"
-	"syscall"
 	"testing"
 	"time"
 
@@ -101,14 +100,14 @@ func TestFaultyEnds(t *testing.T) {
 	t.Run("at the limit", func(t *testing.T) {
 		faulty, far := faultyPair(t, faults{Limit: 10})
 		n, err := faulty.Write(make([]byte, 100))
-		if n != 10 || !errors.Is(err, syscall.ECONNRESET) {
+		if n != 10 || !errors.Is(err, plugwiretest.ErrReset) {
 			t.Errorf("Write: %d, %v", n, err)
 		}
 		got, _ := io.ReadAll(far)
 		if len(got) != 10 {
 			t.Errorf("%d bytes arrived", len(got))
 		}
-		if _, err := faulty.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		if _, err := faulty.Read(make([]byte, 1)); !errors.Is(err, plugwiretest.ErrReset) {
 			t.Errorf("Read: %v", err)
 		}
 	})

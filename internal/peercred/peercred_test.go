@@ -53,7 +53,7 @@ func TestBothEndsOfAUnixSocketAreNamed(t *testing.T) {
 	for name, c := range map[string]net.Conn{"dialled": dialled, "accepted": accepted} {
 		got, err := Of(raw(t, c))
 		switch runtime.GOOS {
-		case "linux", "darwin", "freebsd":
+		case "linux", "darwin", "freebsd", "openbsd", "netbsd":
 			want := Cred{UID: os.Geteuid(), GID: os.Getegid(), PID: os.Getpid()}
 			if runtime.GOOS == "freebsd" {
 				want.PID = -1

@@ -1,0 +1,3 @@
+package plugwiretest
+
+const ErrReset = errReset

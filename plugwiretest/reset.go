@@ -1,0 +1,7 @@
+//go:build !plan9
+
+package plugwiretest
+
+import "syscall"
+
+const errReset = syscall.ECONNRESET

@@ -1,0 +1,5 @@
+package plugwiretest
+
+import "syscall"
+
+const errReset = syscall.ErrorString("connection reset")

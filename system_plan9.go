@@ -1,0 +1,8 @@
+package plugwire
+
+import "syscall"
+
+type (
+	sysSignal = syscall.Note
+	sysErrno  = syscall.ErrorString
+)
