@@ -44,7 +44,7 @@ func choiceTable(t *testing.T) (rows []choiceRow) {
 var choicePlatforms = map[string]*platform{
 	"Linux":             {transports: []string{"unix", "tcp"}, tellsPeer: true, tls: true, socketpair: true},
 	"Linux without TLS": {transports: []string{"unix", "tcp"}, tellsPeer: true, socketpair: true},
-	"OpenBSD":           {transports: []string{"unix", "tcp"}, tls: true, socketpair: true},
+	"Solaris":           {transports: []string{"unix", "tcp"}, tls: true, socketpair: true},
 	"Windows":           {transports: []string{"npipe", "tcp"}, tellsPeer: true, tls: true},
 	"js":                {tls: true},
 }

@@ -11,6 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Tells says that the kernel names peers here.
+const Tells = true
+
 // ofSocket asks for the three numbers that both systems give, in orders of their
 // own. x/sys has no function for them: they come in a structure that is larger.
 func ofSocket(fd uintptr) (Cred, error) {
