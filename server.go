@@ -92,9 +92,10 @@ func (s *Server) config() *Config {
 }
 
 // Listen listens at addr with the server's Config; see Dial for addresses.
-// "unix:" makes a socket with a random name in a private directory, "npipe:" (on
-// Windows) a pipe with a random name, "tcp:"
-// takes a free port of the loopback address; the listener's Addr tells which.
+// "unix:" makes a socket with a random name in a private directory, or that of
+// Config.Unix.Path, "npipe:" (on Windows) a pipe with a random name, "tcp:" takes a
+// free port of the loopback address, or what Config.TCP says; the listener's Addr
+// tells which.
 // On Unix "systemd:" takes the socket with which systemd has started this process
 // (socket activation), "systemd:NAME" the one whose FileDescriptorName= is NAME;
 // each can be taken once. A dialler sees who made such a Unix socket as its
