@@ -229,6 +229,22 @@ func TestT22PluginAndGrandchildrenEndWithAKilledHost(t *testing.T) {
 	}
 }
 
+// Somebody else has the other end of the plugin's stdin, which then does not end.
+func TestT22PluginEndsWithAHostWhosePipeIsHeld(t *testing.T) {
+	host, mark, plugin := startHost(t, hostTempDir(t), "", "busy family")
+	held, err := os.OpenFile(fmt.Sprintf("/proc/%d/fd/0", plugin), os.O_WRONLY, 0)
+	if err != nil {
+		t.Error(err)
+	}
+	defer held.Close()
+	killed := time.Now()
+	host.Process.Kill()
+	host.Wait()
+	if took := familyGone(t, mark).Sub(killed); took > 5*time.Second {
+		t.Errorf("gone after %v", took)
+	}
+}
+
 // The kernel takes the thread that started a process for its parent. A wrapper
 // alone is still subject to that when it runs.
 func TestT22PluginOutlivesTheThreadThatLaunchedIt(t *testing.T) {

@@ -14,6 +14,10 @@ import (
 // host also closes it when it is done with a plugin, and then waits for the plugin to
 // end in its own time; only who sees the host itself gone acts.
 //
+// Somebody else may have got hold of the other end, though, and keep it. So the
+// exit of a host that is the parent wakes it too, where a descriptor tells: a
+// pidfd on Linux, a kqueue on macOS and the BSDs.
+//
 // A signal at the parent's death reaches the child alone, not what is behind a
 // wrapper, and SIGKILL, the one that every process obeys, leaves the child no
 // time to end what it has itself started. Therefore that is in force only until

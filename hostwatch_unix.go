@@ -17,6 +17,7 @@ var hostEnd *hostWatch
 // hostWatch watches the host.
 type hostWatch struct {
 	stdin    int // a duplicate: the number 0 may get another meaning
+	exit     int // a descriptor that is readable when the host has exited, which is the parent; or -1
 	parent   int // the host or a wrapper, which dies with it
 	host     int // or 0 when it cannot be seen from here
 	ownGroup bool
@@ -34,9 +35,15 @@ func watchHost(order *launchOrder) {
 		return
 	}
 	unix.CloseOnExec(fd) // nobody starts a process yet
-	w := &hostWatch{stdin: fd, parent: os.Getppid(), host: order.host, ownGroup: order.ownGroup}
+	w := &hostWatch{stdin: fd, exit: -1, parent: os.Getppid(), host: order.host, ownGroup: order.ownGroup}
 	if w.host > 0 && unix.Kill(w.host, 0) == unix.ESRCH {
 		w.host = 0
+	}
+	if w.parent == w.host {
+		// Behind a wrapper the number may be that of another namespace's process.
+		if w.exit = exitOf(w.host); os.Getppid() != w.host { // or of a successor, then the end of stdin is to come
+			w.exit = -1
+		}
 	}
 	// A host that has died until now has this process killed; from now on it is
 	// no longer the parent.
@@ -69,12 +76,15 @@ func (w *hostWatch) run() {
 	close(hostGone)
 }
 
-// gone reports whether the host is. It waits for the end of stdin first, for so
-// many milliseconds, or without limit when negative.
+// gone reports whether the host is. It waits for the end of stdin or of the host
+// first, for so many milliseconds, or without limit when negative.
 func (w *hostWatch) gone(wait int) bool {
-	fds := []unix.PollFd{{Fd: int32(w.stdin), Events: unix.POLLHUP}} // which only macOS must be asked for
-	_, err := unix.Poll(fds, wait)
-	return err == nil && fds[0].Revents&unix.POLLHUP != 0 && (w.host == 0 || !w.there())
+	fds := []unix.PollFd{{Fd: int32(w.stdin), Events: unix.POLLHUP}, // which only macOS must be asked for
+		{Fd: int32(w.exit), Events: unix.POLLIN}}
+	if _, err := unix.Poll(fds, wait); err != nil {
+		return false
+	}
+	return fds[1].Revents&unix.POLLIN != 0 || fds[0].Revents&unix.POLLHUP != 0 && (w.host == 0 || !w.there())
 }
 
 // there reports whether the host is. One that died is no parent any more, even

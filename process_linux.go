@@ -26,6 +26,15 @@ func dieWithParent(cmd *exec.Cmd) bool {
 // the setting: in an init function.
 func wakeWithParent() { unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGCONT), 0, 0, 0) }
 
+// exitOf returns a descriptor that is readable when a process has exited, or -1.
+func exitOf(pid int) int {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return -1
+	}
+	return fd
+}
+
 // awaitExit waits until the child has ended, without reaping it, and reports
 // whether it could.
 func awaitExit(p *os.Process) bool {

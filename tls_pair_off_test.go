@@ -26,9 +26,9 @@ func TestLaunchWithoutTLS(t *testing.T) {
 	}
 	p.Close()
 	for says, set := range map[string]func(*Config){
-		"tcp: it needs automatic mutual TLS, and this program is built without TLS (" + withTLS: func(c *Config) { c.Transports = []string{"tcp"} },
-		"tcp (score 303): it needs automatic mutual TLS":                                        func(c *Config) { c.Launch.AutoMTLS = true },
-		"Config.TLS is set, but this program is built without TLS":                              func(c *Config) { c.TLS.CertFile = "x" },
+		"tcp: it needs automatic mutual TLS, and this program is built without TLS": func(c *Config) { c.Transports = []string{"tcp"} },
+		"tcp (score 303): it needs automatic mutual TLS":                            func(c *Config) { c.Launch.AutoMTLS = true },
+		"Config.TLS is set, but this program is built without TLS":                  func(c *Config) { c.TLS.CertFile = "x" },
 	} {
 		cfg := *lt.cfg
 		set(&cfg)

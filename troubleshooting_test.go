@@ -33,10 +33,21 @@ func init() {
 	}
 }
 
+type failingResolver struct{}
+
+func (failingResolver) Watch(context.Context, func([]string)) error {
+	return errors.New("lookup app.test: no such host")
+}
+
 const childTroubleEnv = "PLUGWIRE_TEST_TROUBLE"
 
 // troubles provoke the rows of docs/TROUBLESHOOTING.md, by section and symptom.
 var troubles = map[string]func(*testing.T) error{
+	"A pool/no address": func(t *testing.T) error {
+		p := newTestPool(t, poolConfig(PoolConfig{MaxWait: 50 * time.Millisecond, Resolver: failingResolver{}}))
+		_, err := p.Call(t.Context(), "greet", nil)
+		return err
+	},
 	"Unix sockets/permission denied, server": func(t *testing.T) error {
 		dir := socketDir(t)
 		chmod(t, dir, 0o555)
