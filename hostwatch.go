@@ -31,7 +31,8 @@ import (
 // was made for this launch), and this process after hostGrace, whatever it does: time
 // for ServePlugin to end in order, and for what the program does then.
 //
-// One that is to outlive its host (Config.Launch.Detach) does none of this.
+// One that is to outlive its host (Config.Launch.Detach) does none of this, and
+// ends its group itself when it ends in order.
 //
 // Windows does it all: there the system ends what is in the host's job (see
 // process_windows.go), without any time left. Elsewhere ServePlugin ends by the
@@ -46,9 +47,16 @@ var hostGone chan struct{}
 
 func init() {
 	if text := os.Getenv(launchVar); text != "" {
-		if order, err := parseLaunchOrder(text); err == nil && order.detach > 0 {
+		order, err := parseLaunchOrder(text)
+		if err != nil {
+			return
+		}
+		if order.fd != 0 {
+			closeOnExec(order.fd) // what this process starts shall not have it
+		}
+		if order.detach > 0 {
 			outliveHost()
-		} else if err == nil && order.stdin {
+		} else if order.stdin {
 			watchHost(order)
 		}
 	}

@@ -55,6 +55,8 @@ func watchHost(order *launchOrder) {
 	go w.run()
 }
 
+func closeOnExec(fd int) { unix.CloseOnExec(fd) }
+
 // outliveHost keeps this process from ending with what it prints to: a host's
 // death breaks stdout and stderr, and a line printed there would end a Go program
 // at once. Caught, that is an error of Write.

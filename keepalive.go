@@ -1,6 +1,7 @@
 package plugwire
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"time"
@@ -25,6 +26,8 @@ func keepAliveOf(nc net.Conn, cfg *Config) time.Duration {
 	}
 	return cfg.KeepAlive
 }
+
+var errSilent = errors.New("no sign of life")
 
 // keepAlive watches a connection. Its timer runs one look at a time.
 type keepAlive struct {
@@ -58,8 +61,7 @@ func (k *keepAlive) look() {
 		k.quiet++
 	}
 	if k.quiet >= keepAliveLooks+keepAliveLooks/3 {
-		c.fail(&Error{Code: Unavailable, Op: "close", Message: fmt.Sprintf("no sign of life for %v", k.idle+k.idle/3),
-			Hint: "Config.KeepAlive sets the time"})
+		c.fail(&Error{Code: Unavailable, Op: "close", Err: errSilent, Hint: fmt.Sprintf("for %v; Config.KeepAlive sets the time", k.idle+k.idle/3)})
 		return
 	}
 	c.out.Lock()

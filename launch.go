@@ -328,6 +328,9 @@ func (p *instance) strangerHint() string {
 	if bytes.Contains(p.proc.stderr.tail, []byte("This binary is a plugin")) {
 		return "it seems to be a plugin of hashicorp/go-plugin; " + goPluginHint
 	}
+	if p.proc.wire != nil {
+		return notPluginHint + `; over stdio the command must pass its stdin on, as "docker exec -i" does and "ssh -n" does not`
+	}
 	return notPluginHint
 }
 
@@ -385,6 +388,7 @@ func (p *instance) ending(killed bool) error {
 		e.Message = fmt.Sprintf("the plugin had to be killed: it did not exit within %v of the end of its connection",
 			p.cfg.Launch.ExitTimeout)
 		e.Hint = "Config.Launch.ExitTimeout sets the time"
+		e.Err = unlessGone(p.conn.Err()) // why that has ended
 	case p.proc.err == nil:
 		return nil
 	default:
@@ -397,7 +401,7 @@ func (p *instance) ending(killed bool) error {
 }
 
 // pid returns the process id, also after the end.
-func (p *instance) pid() int { return p.proc.os.Pid }
+func (p *instance) pid() int { return p.proc.pid }
 
 // failure returns why the plugin ended other than it should, or nil. A process
 // may exit with status 0 because this side has given its connection up.

@@ -130,11 +130,17 @@ func (p *Plugin) Wait() error {
 }
 
 // Shutdown ends the plugin when the calls in flight have ended, and then returns
-// as Close does. When ctx ends first, the plugin goes on draining and Shutdown
-// returns ctx's error; Close then ends it.
+// as Close does. When ctx ends first, what is left of them ends with an error, and
+// Shutdown returns ctx's error without waiting for the process, as Close and Wait do.
 func (p *Plugin) Shutdown(ctx context.Context) error {
 	p.stop()
-	err := p.settled().conn.Shutdown(ctx)
+	last := p.settled()
+	var wg sync.WaitGroup
+	for _, inst := range p.others(last) {
+		wg.Go(func() { inst.conn.Shutdown(ctx) })
+	}
+	err := last.conn.Shutdown(ctx)
+	wg.Wait()
 	if err != nil && ctx.Err() != nil {
 		return err
 	}
@@ -152,7 +158,11 @@ func (p *Plugin) Shutdown(ctx context.Context) error {
 // before. It may be called again.
 func (p *Plugin) Close() error {
 	p.stop()
-	err := p.settled().conn.Close()
+	last := p.settled()
+	for _, inst := range p.others(last) {
+		go inst.conn.Close()
+	}
+	err := last.conn.Close()
 	if werr := p.Wait(); werr != nil {
 		return werr
 	}

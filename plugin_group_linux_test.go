@@ -3,12 +3,15 @@ package plugwire
 import (
 	"context"
 	"crypto/rand"
+	"fmt"
 	"os"
 	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func init() {
@@ -96,5 +99,60 @@ func TestTermTimeoutSetsWhenSIGTERMComes(t *testing.T) {
 	}
 	if took := time.Since(start); took > 20*time.Second {
 		t.Errorf("Close took %v", took)
+	}
+}
+
+// TestDetachedFamilyEnds: what a detached plugin has started ends with it, also when no
+// host has started it.
+func TestDetachedFamilyEnds(t *testing.T) {
+	for _, how := range []string{"closed", "nobody comes"} {
+		t.Run(how, func(t *testing.T) {
+			lt := newLaunchTest(t, "family")
+			mark := rand.Text()
+			lt.cmd.Env = append(lt.cmd.Env, familyEnv+"="+mark)
+			detach := time.Minute
+			if how == "nobody comes" {
+				detach = 50 * time.Millisecond
+			}
+			a := lt.orphan(detach, Transports()[0])
+			if how == "closed" {
+				p := lt.reattach(a)
+				if err := p.Close(); err != nil || p.Pid() != a.Pid {
+					t.Errorf("%v, pid %d", err, p.Pid())
+				}
+			}
+			familyGone(t, mark)
+			if d, err := newPrivateDir(lt.cfg.Unix.Dir); err == nil { // which sweeps what is left
+				d.remove()
+			}
+		})
+	}
+}
+
+func init() {
+	behaviours["shows descriptor"] = func() {
+		flags, err := unix.FcntlInt(3, unix.F_GETFD, 0)
+		if err != nil || flags&unix.FD_CLOEXEC == 0 {
+			must(fmt.Errorf("descriptor 3 has the flags %d, %v", flags, err))
+		}
+		must(ServePlugin(testPluginMux(), &Config{Transports: []string{"unix", "socketpair"}}))
+	}
+}
+
+// TestSocketpairIsNotPassedOnFurther: what the plugin starts does not get its end of
+// the connection, before ServePlugin has taken it either, and what is not used is closed.
+func TestSocketpairIsNotPassedOnFurther(t *testing.T) {
+	lt := newLaunchTest(t, "shows descriptor")
+	lt.cfg.Transports = []string{"socketpair"}
+	lt.greets(lt.launch())
+	lt = newLaunchTest(t, "only tcp")
+	lt.cfg.Transports = []string{"socketpair", "tcp"}
+	p := lt.launch()
+	lt.greets(p)
+	if to, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/3", p.Pid())); err == nil && strings.HasPrefix(to, "socket:") {
+		info, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/unix", p.Pid()))
+		if err != nil || strings.Contains(string(info), strings.Trim(to, "socket:[]")) {
+			t.Errorf("descriptor 3 is %s still", to)
+		}
 	}
 }

@@ -33,6 +33,11 @@ func (s *pluginServer) bind(mux *Mux, line *launchLine) error {
 		s.listeners = append(s.listeners, *l)
 		line.addAddr(launchAddr{scheme, l.l.Addr().String()})
 	}
+	if s.order.fd != 0 && !slices.ContainsFunc(s.listeners, func(l pluginListener) bool { return l.l.Addr().Network() == socketpairScheme }) {
+		if nc, err := inheritedSocketpair(s.order.fd); err == nil {
+			nc.Close()
+		}
+	}
 	if len(s.listeners) > 0 {
 		return nil
 	}

@@ -30,6 +30,7 @@ type process struct {
 	cfg    *LaunchConfig // with defaults
 	cmd    *exec.Cmd     // nil when the process was adopted
 	os     *os.Process
+	pid    int
 	stdin  io.Closer  // open while the plugin is wanted: its end tells the plugin to end
 	wire   *stdioConn // the connection, where it is stdin and stdout; else nil
 	stdout launchOutput
@@ -42,6 +43,7 @@ type process struct {
 
 	done chan struct{} // closed by run, when the process has ended and its output was read
 	err  error         // of Wait; read after done, as is the output
+	held bool          // the output was still open then
 }
 
 // startProcess starts a copy of the template with what the host tells it.
@@ -102,7 +104,7 @@ func (p *process) run(started chan<- error) {
 	defer runtime.UnlockOSThread()
 	err := startVerified(p.cmd, p.cfg.SHA256)
 	if err == nil {
-		p.os = p.cmd.Process
+		p.os, p.pid = p.cmd.Process, p.cmd.Process.Pid
 		err = joinGroup(p.cmd, p.cfg.Detach > 0)
 	}
 	if err == nil {
@@ -133,7 +135,7 @@ func (p *process) wait() {
 		endGroup(p.cmd)
 	}
 	if errors.Is(p.err, exec.ErrWaitDelay) {
-		p.err = nil // it ended well, and left its output open to a process of its own
+		p.err, p.held = nil, true // it ended well, and left its output open to a process of its own
 	}
 	p.stdout.end()
 	p.stderr.end()
@@ -144,7 +146,7 @@ func (p *process) wait() {
 func (p *process) signal(sig sysSignal) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.over || p.adopted != nil && (p.adopted.Started == "" || !p.isAdopted()) {
+	if p.over || p.adopted != nil && p.adoptedState() != adoptedRuns {
 		return
 	}
 	signalGroup(p.os, sig)

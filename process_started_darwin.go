@@ -7,10 +7,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// startedAt says when a process started that has not ended.
+// startedAt says when a process started, or os.ErrProcessDone when it has ended.
 func startedAt(pid int) (string, error) {
 	const zombie = 5 // SZOMB of sys/proc.h
 	info, err := unix.SysctlKinfoProc("kern.proc.pid", pid)
+	if err == unix.EIO || err == unix.ESRCH { // EIO: the answer is empty
+		return "", os.ErrProcessDone
+	}
 	if err != nil {
 		return "", err
 	}

@@ -1,15 +1,21 @@
 package plugwire
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strings"
+	"syscall"
 )
 
-// startedAt says when a process started that has not ended: in clock ticks since
+// startedAt says when a process started, or os.ErrProcessDone when it has ended: in clock ticks since
 // the system's start, and which start that was. See proc_pid_stat(5).
 func startedAt(pid int) (string, error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
+		return "", os.ErrProcessDone
+	}
 	if err != nil {
 		return "", err
 	}

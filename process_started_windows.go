@@ -7,9 +7,12 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// startedAt says when a process started that has not ended.
+// startedAt says when a process started, or os.ErrProcessDone when it has ended.
 func startedAt(pid int) (string, error) {
 	h, err := windows.OpenProcess(windows.PROCESS_QUERY_LIMITED_INFORMATION|windows.SYNCHRONIZE, false, uint32(pid))
+	if err == windows.ERROR_INVALID_PARAMETER { // there is no such process
+		return "", os.ErrProcessDone
+	}
 	if err != nil {
 		return "", err
 	}

@@ -2,6 +2,7 @@ package plugwire
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -133,21 +134,33 @@ func adoptProcess(a Attachment, cfg *Config) (*process, error) {
 		gone.Err = err
 		return nil, gone
 	}
-	p := &process{cfg: &cfg.Launch, os: handle, adopted: &a, stdin: nopCloser{}, done: make(chan struct{})}
-	if !p.isAdopted() { // asked when there is a handle, which stays that process's where there are such
+	p := &process{cfg: &cfg.Launch, os: handle, pid: a.Pid, adopted: &a, stdin: nopCloser{}, done: make(chan struct{})}
+	if p.adoptedState() == adoptedGone { // asked when there is a handle, which stays that process's where there are such
 		handle.Release()
 		return nil, gone
 	}
 	return p, nil
 }
 
-// isAdopted reports whether the process that was adopted still runs.
-func (p *process) isAdopted() bool {
+// What is known of an adopted process.
+const (
+	adoptedUnknown = iota // nothing: no signal is sent
+	adoptedRuns
+	adoptedGone
+)
+
+func (p *process) adoptedState() int {
 	if p.adopted.Started == "" {
-		return true // nobody knows
+		return adoptedUnknown
 	}
-	started, err := startedAt(p.adopted.Pid)
-	return err == nil && started == p.adopted.Started
+	started, err := startedAt(p.pid)
+	switch {
+	case errors.Is(err, os.ErrProcessDone), err == nil && started != p.adopted.Started:
+		return adoptedGone
+	case err != nil: // it could not be looked at
+		return adoptedUnknown
+	}
+	return adoptedRuns
 }
 
 // adoptedPoll is how often an adopted process is looked at, once its connection
@@ -158,7 +171,7 @@ const adoptedPoll = 5 * time.Millisecond
 func (p *process) awaitAdopted(conn <-chan struct{}) {
 	<-conn
 	if p.adopted.Started != "" {
-		for p.isAdopted() {
+		for p.adoptedState() != adoptedGone {
 			time.Sleep(adoptedPoll)
 		}
 	}

@@ -54,7 +54,12 @@ func ServePlugin(mux *Mux, cfg *Config) error {
 	}
 	signal.Notify(s.term, stopSignals...)
 	defer signal.Stop(s.term)
-	defer func() { awaitHostsEnd(s.brokeOff) }() // the process may end next
+	defer func() { // the process may end next
+		if s.order != nil && s.order.detach > 0 && s.order.ownGroup {
+			killOthers() // nobody else may be there to do it
+		}
+		awaitHostsEnd(s.brokeOff)
+	}()
 	if s.wire != nil {
 		defer s.wire.Close()
 	}
@@ -92,7 +97,11 @@ func (s *pluginServer) readOrder() (err error) {
 		}
 	}
 	if text, err = orderFromStdin(s.stdinWait()); text == "" && err == nil {
-		return ErrNotPlugin
+		if s.order == nil {
+			return ErrNotPlugin
+		}
+		return &Error{Code: FailedPrecondition, Op: "launch", Message: "the host's order did not come on stdin",
+			Hint: "what starts the plugin must pass on its stdin"}
 	}
 	if err != nil {
 		return &Error{Code: Unavailable, Op: "launch", Message: "putting back what was read of stdin", Err: err}

@@ -2,6 +2,7 @@ package plugwire
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -174,11 +175,19 @@ func (p *Plugin) attend(inst *instance) {
 	if p.cfg.Launch.HealthMethod != "" {
 		p.checkHealth(inst)
 	}
+	<-inst.conn.Done()
+	if err := inst.conn.Err(); errors.Is(err, errSilent) {
+		p.event(Event{Kind: EventUnhealthy, Name: inst.name, Pid: inst.pid(), Err: err})
+	}
 	<-inst.done
+	err := inst.failure()
+	if err == nil && inst.proc.held {
+		err = &Error{Code: Unknown, Op: "close", Addr: inst.name, Message: "it exited with status 0, but something that it has started still holds its output open"}
+	}
+	p.event(Event{Kind: EventExited, Name: inst.name, Pid: inst.pid(), Err: err})
 	p.mu.Lock()
 	delete(p.live, inst)
 	p.mu.Unlock()
-	p.event(Event{Kind: EventExited, Name: inst.name, Pid: inst.pid(), Err: inst.failure()})
 	close(inst.reported)
 }
 
@@ -343,11 +352,31 @@ func (p *Plugin) end(last *instance, err error) bool {
 	}
 	p.mu.Unlock()
 	p.lastErr = err
+	for _, inst := range p.others(last) { // versions that Swap has replaced
+		select {
+		case <-inst.reported:
+		case <-p.closing.Done():
+			inst.conn.Close()
+			<-inst.reported
+		}
+	}
 	p.stop()
 	p.awaitLog()
 	p.unregister()
 	close(p.done)
 	return true
+}
+
+// others returns the instances that have not ended, except one.
+func (p *Plugin) others(than *instance) (left []*instance) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for inst := range p.live {
+		if inst != than {
+			left = append(left, inst)
+		}
+	}
+	return left
 }
 
 // now returns the instance that calls go to, and what is closed when it changes.

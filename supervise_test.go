@@ -519,3 +519,23 @@ func TestSwapThatFailsChangesNothing(t *testing.T) {
 		t.Errorf("Swap after Close: %v", err)
 	}
 }
+
+// TestCloseDuringASwapEndsBoth: also the version that is still draining.
+func TestCloseDuringASwapEndsBoth(t *testing.T) {
+	lt := newLaunchTest(t, "good")
+	p, ended := lt.hang(1)
+	first, old := p.Pid(), p.cur.Load()
+	swapped := make(chan error, 1)
+	go func() { swapped <- p.Swap(background, nil) }()
+	until(t, "the new version", func() bool { return p.Pid() != first })
+	if err := p.Close(); err != nil {
+		t.Error(err)
+	}
+	if !old.proc.ended(0) {
+		t.Error("the old version still runs")
+	}
+	if err := receive(t, "the call", ended); err == nil {
+		t.Error("the call that hangs has ended well")
+	}
+	receive(t, "Swap", swapped)
+}

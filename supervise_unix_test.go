@@ -3,6 +3,8 @@
 package plugwire
 
 import (
+	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -41,5 +43,26 @@ func TestAStoppedPluginIsGivenUpByDefault(t *testing.T) {
 		t.Errorf("after %v: %v", took, err)
 	} else {
 		t.Logf("after %v: %v", took, err)
+	}
+}
+
+// TestASilentPluginIsUnhealthy: one that PING gives up is reported so.
+func TestASilentPluginIsUnhealthy(t *testing.T) {
+	lt := newLaunchTest(t, "good")
+	lt.cfg.KeepAlive, lt.cfg.Launch.ExitTimeout = 50*time.Millisecond, 50*time.Millisecond
+	events := make(chan Event, 10)
+	lt.cfg.Launch.OnEvent = func(e Event) { events <- e }
+	p := lt.launch()
+	kill(t, p.Pid(), syscall.SIGSTOP)
+	err := p.Wait()
+	if err == nil || !strings.Contains(err.Error(), "no sign of life") {
+		t.Errorf("Wait says %v", err)
+	}
+	var kinds []EventKind
+	for len(events) > 0 {
+		kinds = append(kinds, (<-events).Kind)
+	}
+	if want := []EventKind{EventStarting, EventReady, EventUnhealthy, EventExited}; !slices.Equal(kinds, want) {
+		t.Errorf("%v, want %v", kinds, want)
 	}
 }

@@ -186,6 +186,10 @@ func unreadStdin(read func() []byte, rest *os.File) error {
 // takeStdio takes stdin and stdout for the connection. Who else uses them finds
 // nothing on stdin, and what is printed goes to stderr.
 func takeStdio() (*stdioConn, error) {
+	if same(os.Stdout, os.Stderr) {
+		return nil, &Error{Code: FailedPrecondition, Op: "launch", Message: "stdout, which is the connection, and stderr are the same here, and what is printed would break it",
+			Hint: `run the plugin without "2>&1", or without a terminal`}
+	}
 	in, out, err := dupStdio()
 	if err != nil {
 		return nil, &Error{Code: Unavailable, Op: "launch", Message: "taking stdin and stdout for the connection", Err: err}
@@ -195,6 +199,13 @@ func takeStdio() (*stdioConn, error) {
 	}
 	stdoutToStderr()
 	return newStdioConn(in, out), nil
+}
+
+// same reports whether two files lead to the same place.
+func same(a, b *os.File) bool {
+	x, err1 := a.Stat()
+	y, err2 := b.Stat()
+	return err1 == nil && err2 == nil && os.SameFile(x, y) && x.Mode()&(os.ModeNamedPipe|os.ModeSocket|os.ModeDevice) != 0
 }
 
 // hostStdio is what the host has of a connection over stdio: the end of stdin

@@ -177,7 +177,26 @@ var troubles = map[string]func(*testing.T) error{
 	"Starting a plugin/something else on stdout": func(t *testing.T) error { return launchTrouble(t, "exits 0", nil) },
 	"Starting a plugin/go-plugin":                func(t *testing.T) error { return launchTrouble(t, "go-plugin", nil) },
 	"Starting a plugin/started by hand":          func(t *testing.T) error { return ServePlugin(NewMux(), nil) },
-	"Starting a plugin/another host's plugin":    func(t *testing.T) error { return launchTrouble(t, "other program", nil) },
+	"Starting a plugin/stdio without stdin":      func(t *testing.T) error { return stdioTrouble(t, "</dev/null") },
+	"Starting a plugin/stdio with one output":    func(t *testing.T) error { return stdioTrouble(t, "2>&1") },
+	"Starting a plugin/reattaching, gone": func(t *testing.T) error {
+		gone := exec.Command(os.Args[0], "-test.run=^$")
+		if err := gone.Run(); err != nil {
+			t.Fatal(err)
+		}
+		_, err := Reattach(t.Context(), Attachment{Address: "unix:///x", Pid: gone.Process.Pid, Started: "once"}, nil)
+		return err
+	},
+	"Starting a plugin/reattaching, taken": func(t *testing.T) error {
+		lt := newLaunchTest(t, "good")
+		lt.cfg.Launch.Detach = time.Minute
+		a, err := lt.launch().Attachment()
+		if err == nil {
+			_, err = Reattach(t.Context(), a, lt.cfg)
+		}
+		return err
+	},
+	"Starting a plugin/another host's plugin": func(t *testing.T) error { return launchTrouble(t, "other program", nil) },
 	"Starting a plugin/version": func(t *testing.T) error {
 		return launchTrouble(t, "versions 3 4", func(lt *launchTest) { lt.cfg.Versions = []int{1} })
 	},
@@ -337,4 +356,15 @@ func launchTrouble(t *testing.T, behaviour string, arrange func(*launchTest)) er
 		p.Close()
 	}
 	return err
+}
+
+// stdioTrouble launches a good plugin over stdio through a shell that redirects.
+func stdioTrouble(t *testing.T, redirect string) error {
+	t.Helper()
+	return launchTrouble(t, "good", func(lt *launchTest) {
+		env := lt.cmd.Env
+		lt.cmd = exec.Command("sh", "-c", `exec "$0" `+redirect, os.Args[0])
+		lt.cmd.Env = env
+		lt.cfg.Transports = []string{"stdio"}
+	})
 }
