@@ -4,12 +4,21 @@ package plugwire
 
 import (
 	"os"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
 // dup returns a further descriptor of what fd is one of, which no child inherits.
-func dup(fd int) (int, error) { return unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3) }
+func dup(fd int) (int, error) {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	n, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD, 3)
+	if err == nil {
+		unix.CloseOnExec(n)
+	}
+	return n, err
+}
 
 func dupStdin() (*os.File, error) {
 	fd, err := dup(0)
