@@ -1,3 +1,7 @@
+// There are no signals on js.
+
+//go:build !js
+
 package resolver
 
 import (
