@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"strings"
@@ -114,6 +115,9 @@ func reattach(ctx context.Context, a Attachment, cfg *Config) (*instance, error)
 	}
 	if _, err := p.conn.Ping(ctx); err != nil { // it has said by now if it has a host
 		p.conn.Close()
+		if errors.Is(err, io.EOF) { // it had none when the handshake began
+			err = &Error{Code: FailedPrecondition, Message: "this plugin has a host", Err: err}
+		}
 		return fail(err)
 	}
 	p.dir = adoptPrivateDir(a.Address)
