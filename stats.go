@@ -72,7 +72,8 @@ type Stalls struct {
 }
 
 // MethodStats are the counters of one method, as a call or a stream. A call that a
-// Pool or Plugin makes again counts again.
+// Pool or Plugin makes again counts again. A caller can have its reply a moment
+// before its call counts as ended here.
 type MethodStats struct {
 	Method string // "": methods that the serving side has no name for, and those beyond the first 256
 	Served bool   // the other side called; else this one

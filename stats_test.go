@@ -412,7 +412,10 @@ func TestStatsOfSeveralTransports(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if st := p.Stats(); st.Transport != transport || st.Waits.Count() != 1 || methodOf(st.Stats, "echo", false, false).Ended[OK] != uint64(i+1) {
+		until(t, "the endings to be counted", func() bool {
+			return methodOf(p.Stats().Stats, "echo", false, false).Ended[OK] == uint64(i+1)
+		})
+		if st := p.Stats(); st.Transport != transport || st.Waits.Count() != 1 {
 			t.Errorf("the pool over %s: %+v", transport, st)
 		}
 	}

@@ -88,9 +88,13 @@ func TestAPluginThatFailsIsRestarted(t *testing.T) {
 					t.Error("the same process")
 				}
 			}
-			s := p.Stats()
-			if m := methodOf(s, "greet", false, false); s.CallsSent != 6 || m.Ended[OK] != 6 || s.Transport != scheme {
-				t.Errorf("%d calls were sent over %s, counted %v", s.CallsSent, s.Transport, m.Ended)
+			var s Stats // in which an ending is counted soon after its caller has it
+			until(t, "six calls that have ended", func() bool {
+				s = p.Stats()
+				return methodOf(s, "greet", false, false).Ended[OK] == 6
+			})
+			if s.CallsSent != 6 || s.Transport != scheme {
+				t.Errorf("%d calls were sent over %s", s.CallsSent, s.Transport)
 			}
 			if s.Restarts != 3 || s.Conns != 1 || s.ConnsOpened != 4 || s.ConnsBroken.Sum() != 3 {
 				t.Errorf("%d restarts, %d connections of %d, broken %v", s.Restarts, s.Conns, s.ConnsOpened, s.ConnsBroken)

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/plugwire/plugwire"
 	"github.com/plugwire/plugwire/plugwirehttp"
@@ -53,6 +54,13 @@ func TestPublish(t *testing.T) {
 		if _, err := pool.Call(t.Context(), "echo", nil); err != nil {
 			t.Fatal(err)
 		}
+	}
+	ended := func() bool { // a call counts as ended soon after its caller has the reply
+		m := pool.Stats().Methods
+		return len(m) == 1 && m[0].Ended[plugwire.OK] == 3
+	}
+	for deadline := time.Now().Add(10 * time.Second); !ended() && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
 	}
 	plugwirehttp.Publish("test server", s)
 	plugwirehttp.Publish("test pool", pool)
