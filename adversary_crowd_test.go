@@ -189,6 +189,7 @@ func TestT17TheOldestHandshakeMakesRoom(t *testing.T) {
 			}
 			for i := range 3 {
 				goodClients(t, addr, nil, 1) // which is served in the place of the oldest
+				pending(3)                   // as soon as it is among the connections
 				until(t, "its end", func() bool { s.mu.Lock(); defer s.mu.Unlock(); return len(s.conns) == 2 })
 				gather(t, addr, 1, says(nil))
 				pending(4)

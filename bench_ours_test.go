@@ -2,6 +2,7 @@ package plugwire
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -52,6 +53,7 @@ func serveOurs(network string, cfg *Config) (string, func(), error) {
 		time.Sleep(50 * time.Millisecond)
 		return reply, nil
 	}))
+	mux.HandleFunc("footprint", func(context.Context, []byte) ([]byte, error) { return json.Marshal(measureFootprint()) })
 	var streamed tally // of one stream after the other
 	mux.HandleStream("sink", func(s *Stream) error {
 		var b []byte

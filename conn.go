@@ -87,6 +87,7 @@ type Conn struct {
 	err     error
 	eof     chan struct{} // closed when nothing more will be read
 	done    chan struct{} // closed when everything is over
+	after   func()        // called then, or nil; guarded by out's lock
 
 	reads, readBytes        atomic.Uint64
 	streamsTaken, streamGot atomic.Uint64 // streams of the other side; messages of streams
@@ -215,7 +216,8 @@ func newConn(nc net.Conn, peer *Peer, theirs *hello, app int, cfg *Config) *Conn
 	c.limits.frame = min(c.limits.frame, c.limits.message)
 	c.calls = newSlotTable[outCall](c.limits.calls)
 	c.serving = newSlotTable[inCall](cfg.slots())
-	c.out = batch.New(nc, batch.Config{Control: c.appendControl, Seal: seal, Failed: c.writeFailed, Timeout: cfg.WriteTimeout})
+	c.out = batch.New(nc, batch.Config{Control: c.appendControl, Seal: seal, Go: c.write, Failed: c.writeFailed, Timeout: cfg.WriteTimeout})
+	c.workers.parked = c.watch
 	c.reader = newReader(c)
 	c.role.Store(roleReading) // start's, so that nobody who uses c in OnConn takes it
 	cfg.metrics.join(c)
@@ -236,6 +238,14 @@ func (c *Conn) start() {
 	c.workers.run(c.reader)
 	c.startKeepAlive()
 }
+
+// pendingWrites is the work on what has to be written and nobody waits for.
+type pendingWrites batch.Writer
+
+func (w *pendingWrites) run() { (*batch.Writer)(w).Run() }
+
+// write has a worker write what is pending.
+func (c *Conn) write(w *batch.Writer) { c.workers.run((*pendingWrites)(w)) }
 
 // rawConnOf returns what reads can be made on without waiting in them.
 func rawConnOf(nc net.Conn) syscall.RawConn {

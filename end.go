@@ -86,7 +86,7 @@ func (c *Conn) openGates() {
 // finish marks everything as over.
 func (c *Conn) finish() {
 	c.out.Lock()
-	over := c.life.over
+	over, after := c.life.over, c.after
 	c.life.over = true
 	if c.alive != nil {
 		c.alive.Stop()
@@ -101,6 +101,20 @@ func (c *Conn) finish() {
 	c.workers.close()
 	c.peer.process.Close()
 	close(c.done)
+	if after != nil {
+		after()
+	}
+}
+
+// whenOver has f called when the connection is over, at once if it is.
+func (c *Conn) whenOver(f func()) {
+	c.out.Lock()
+	over := c.life.over
+	c.after = f
+	c.out.Unlock()
+	if over {
+		f()
+	}
 }
 
 // Close ends the connection: what was accepted is sent, every pending call ends

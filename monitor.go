@@ -72,7 +72,8 @@ func runMonitor() {
 	}
 }
 
-// looked acts on c's role and reports whether it has been quiet for long.
+// looked acts on c's role and reports whether it has been quiet for long, and
+// keeps no workers.
 func (c *Conn) looked() bool {
 	word := c.role.Load()
 	if word != c.lastRole {
@@ -90,8 +91,12 @@ func (c *Conn) looked() bool {
 			c.workers.run(c.reader)
 		}
 	case roleReading:
-		c.quiet++
-		return c.quiet > quietTicks
+		if c.quiet++; c.quiet > quietTicks {
+			if c.workers.trim() {
+				return true
+			}
+			c.quiet = 0 // one more round for those that are idle now
+		}
 	}
 	return false
 }
@@ -106,7 +111,7 @@ func dropQuiet() bool {
 			c.quiet = 0
 			c.watched.Store(false)
 			// A change that came before the store found c watched.
-			if c.role.Load() == c.lastRole || !c.watched.CompareAndSwap(false, true) {
+			if c.role.Load() == c.lastRole && c.workers.none() || !c.watched.CompareAndSwap(false, true) {
 				continue
 			}
 		}

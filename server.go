@@ -220,7 +220,7 @@ func (s *Server) greet(nc net.Conn, cfg *Config) {
 	s.mu.Unlock()
 	go func() {
 		defer end(nil)
-		err := s.serve(ctx, g, cfg)
+		_, err := s.serve(ctx, g, cfg)
 		if err != nil && context.Cause(ctx) == errCrowdedOut {
 			err = errCrowdedOut
 		}
@@ -247,10 +247,16 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(s.starting, cancel)()
-	return s.serve(ctx, g, cfg)
+	c, err := s.serve(ctx, g, cfg)
+	if err == nil {
+		<-c.Done()
+	}
+	return err
 }
 
-func (s *Server) serve(ctx context.Context, g *greeting, cfg *Config) error {
+// serve runs the handshake and returns the connection, which is among the
+// Server's until it is over.
+func (s *Server) serve(ctx context.Context, g *greeting, cfg *Config) (*Conn, error) {
 	c, err := open(ctx, g.nc, false, "", cfg)
 	if turnedAway(err) {
 		cfg.metrics.count(g.nc.RemoteAddr().Network(), func(t *TransportStats) { t.Refused++ })
@@ -263,13 +269,19 @@ func (s *Server) serve(ctx context.Context, g *greeting, cfg *Config) error {
 	if err != nil {
 		s.wake()
 		s.mu.Unlock()
-		return err
+		return nil, err
 	}
 	closed, aborted := s.closed, s.aborted
 	// Who is through may have been made to end too late, when another had its place.
 	crowded := g.end != nil && len(s.conns) >= cfg.Limits.MaxConns
 	s.conns[c] = struct{}{}
 	s.mu.Unlock()
+	c.whenOver(func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.conns, c)
+		s.wake()
+	})
 	switch {
 	case aborted:
 		c.fail(closedError)
@@ -278,12 +290,7 @@ func (s *Server) serve(ctx context.Context, g *greeting, cfg *Config) error {
 	case closed: // the other side has learned that it is connected, and may have called
 		c.Shutdown(context.Background()) // until Server.Shutdown gives up
 	}
-	<-c.Done()
-	s.mu.Lock()
-	delete(s.conns, c)
-	s.wake()
-	s.mu.Unlock()
-	return nil
+	return c, nil
 }
 
 // turnedAway says of a failed handshake that it was this side which refused the

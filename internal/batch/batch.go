@@ -3,8 +3,8 @@
 // A Writer has one pending buffer, appended to under its lock, and one flusher
 // at a time, which takes the whole buffer and writes it while others append to
 // the next. Any goroutine may be the flusher for one attempt that does not
-// block (Flush); what the kernel does not take at once is left to the Writer's
-// own goroutine, unless who flushes is ready to wait itself (FlushWaiting).
+// block (Flush); what the kernel does not take at once is left to a goroutine
+// that is there meanwhile, unless who flushes is ready to wait itself (FlushWaiting).
 package batch
 
 import (
@@ -42,6 +42,9 @@ type Config struct {
 	// which is encrypted. It is called without the lock, for one batch after the
 	// other, and its dst is not used again before it is written.
 	Seal func(dst, plain []byte) ([]byte, error)
+	// Go has a goroutine call Run, at once, and does not wait. It is called under
+	// the lock.
+	Go func(*Writer)
 	// Failed is told, once and without the lock, of the error that ended writing.
 	Failed func(error)
 	// Timeout is how long a write may make no progress before it fails.
@@ -53,7 +56,6 @@ type Writer struct {
 	conn net.Conn
 	raw  syscall.RawConn // nil when conn has no non-blocking attempt
 	cfg  Config
-	wake chan struct{} // the Writer's goroutine sleeps on it; it holds one token
 
 	// The attempt's argument and results, owned by who holds writing. They are
 	// fields so that the callback is made once.
@@ -72,8 +74,9 @@ type Writer struct {
 	rest     []byte  // what of out is still to be sent
 	sealed   bool    // out is what Seal made, so that positions in it mean nothing
 	writing  bool    // out has an owner
-	left     bool    // which is the Writer's goroutine
-	kicked   bool    // wake holds a token
+	left     bool    // which is Run
+	kicked   bool    // Run is to look for something to write
+	running  bool    // it is there, or on its way
 	promised bool    // somebody who yielded will flush
 	pause    int     // turns that do not yield
 	control  bool    // Control has something to append
@@ -87,19 +90,16 @@ type Writer struct {
 	waited   bool    // who asks next has waited, unless it finds another reason to
 	idle     []chan struct{}
 	err      error
-	finished bool // the goroutine has been told to end
 }
 
-// New returns a Writer to conn and starts its goroutine, which ends after Fail
-// or a failed write.
+// New returns a Writer to conn.
 func New(conn net.Conn, cfg Config) *Writer {
-	w := &Writer{conn: conn, cfg: cfg, wake: make(chan struct{}, 1), limit: High}
+	w := &Writer{conn: conn, cfg: cfg, limit: High}
 	if sc, ok := conn.(syscall.Conn); ok && canTry {
 		if raw, err := sc.SyscallConn(); err == nil {
 			w.raw, w.tryFunc = raw, w.try
 		}
 	}
-	go w.run()
 	return w
 }
 
@@ -136,8 +136,7 @@ func (w *Writer) Extend(n int) []byte {
 }
 
 // Queue releases the lock after something was appended for which nobody waits:
-// it is written when a batch is full, as by FlushWaiting, or soon by the Writer's
-// goroutine.
+// it is written when a batch is full, as by FlushWaiting, or soon by Run.
 func (w *Writer) Queue(ctx context.Context) {
 	full := false
 	if !w.writing {
@@ -201,11 +200,12 @@ func (w *Writer) Eager() bool { return !w.writing && w.Len() >= eager && w.err =
 // Signal makes the next batch ask Control, and a batch be made though nothing is pending.
 func (w *Writer) Signal() { w.control = true }
 
-// Kick has the Writer's goroutine write what is pending, soon.
+// Kick has Run write what is pending, soon.
 func (w *Writer) Kick() {
-	if !w.kicked && !w.finished {
-		w.kicked = true
-		w.wake <- struct{}{}
+	w.kicked = w.err == nil
+	if w.kicked && !w.running {
+		w.running = true
+		w.cfg.Go(w)
 	}
 }
 
@@ -383,7 +383,7 @@ func (w *Writer) FlushControl() {
 
 // Flush, called without the lock, writes what is pending unless somebody else
 // is writing. It never waits: what the connection does not take at once is
-// left to the Writer's goroutine, and so is what comes in during two batches.
+// left to Run, and so is what comes in during two batches.
 func (w *Writer) Flush() { w.flush(noWait) }
 
 // noWait is the context of who does not wait.
@@ -391,7 +391,7 @@ var noWait context.Context
 
 // FlushWaiting is Flush for a goroutine that would wait for room anyway: it writes
 // the whole batch itself, which saves a change of goroutines whenever the
-// connection is full. When ctx ends, the rest is left to the Writer's goroutine.
+// connection is full. When ctx ends, the rest is left to Run.
 func (w *Writer) FlushWaiting(ctx context.Context) { w.flush(ctx) }
 
 func (w *Writer) flush(ctx context.Context) {
@@ -478,11 +478,12 @@ func (w *Writer) finish(ctx context.Context) (whole bool, n int, err error) {
 	return whole, n, err
 }
 
-// run is the Writer's goroutine: it takes over a batch that was left to it, then
+// Run is for Config.Go alone: it takes over a batch that was left to it, then
 // makes batches until nothing is pending.
-func (w *Writer) run() {
-	for range w.wake {
-		w.mu.Lock()
+func (w *Writer) Run() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for w.kicked {
 		w.kicked = false
 		for w.err == nil && (w.left || w.take()) {
 			w.left = true // ours until it is written
@@ -502,12 +503,8 @@ func (w *Writer) run() {
 			w.left = !w.wrote(n)
 		}
 		w.idleNow()
-		ended := w.finished
-		w.mu.Unlock()
-		if ended {
-			return
-		}
 	}
+	w.running = false
 }
 
 // write waits until the connection takes some bytes.
@@ -584,8 +581,8 @@ func (w *Writer) Drain(d time.Duration) error {
 	}
 }
 
-// Fail ends writing: nothing more is written, everyone who waits gets err, and
-// the goroutine ends. Only the first call counts.
+// Fail ends writing: nothing more is written, and everyone who waits gets err.
+// Only the first call counts.
 func (w *Writer) Fail(err error) {
 	w.mu.Lock()
 	first := w.Stop(err)
@@ -601,9 +598,7 @@ func (w *Writer) Stop(err error) (first bool) {
 	if w.err != nil {
 		return false
 	}
-	w.Kick()
 	w.err = err
-	w.finished = true
 	for _, ch := range w.idle {
 		close(ch)
 	}

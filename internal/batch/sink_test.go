@@ -47,6 +47,7 @@ func start(t *testing.T, conn net.Conn, cfg Config) *Writer {
 	if cfg.Timeout == 0 {
 		cfg.Timeout = 10 * time.Second
 	}
+	cfg.Go = func(w *Writer) { go w.Run() }
 	w := New(conn, cfg)
 	t.Cleanup(func() { w.Fail(net.ErrClosed) })
 	return w

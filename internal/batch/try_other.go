@@ -4,7 +4,7 @@ package batch
 
 import "errors"
 
-// canTry is false: every batch is written by the Writer's goroutine.
+// canTry is false: Run writes every batch.
 const canTry = false
 
 func writeOnce(uintptr, []byte) (int, error) { return 0, errors.ErrUnsupported }

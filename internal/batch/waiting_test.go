@@ -19,7 +19,7 @@ func appendRecord(w *Writer, number uint32, size int) {
 	w.Unlock()
 }
 
-// Who flushes and waits needs nobody else: the Writer's goroutine stays asleep.
+// Who flushes and waits needs nobody else: Run is not called.
 func TestFlushWaitingWritesTheWholeBatch(t *testing.T) {
 	ends(t, func(t *testing.T, a, b net.Conn) {
 		w := start(t, a, Config{})
