@@ -12,6 +12,8 @@ import (
 	"sync"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/plugwire/plugwire/internal/lockfile"
 )
 
@@ -151,12 +153,12 @@ func sweepDir(path string) {
 	if err != nil || found.Mode() != fs.ModeDir|0o700 || !isOurs(found) {
 		return
 	}
-	root, err := os.OpenRoot(path)
+	dir, err := os.OpenFile(path, os.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NOFOLLOW, 0)
 	if err != nil {
 		return
 	}
-	defer root.Close()
-	if opened, err := root.Stat("."); err != nil || !os.SameFile(found, opened) {
+	defer dir.Close()
+	if opened, err := dir.Stat(); err != nil || !os.SameFile(found, opened) {
 		return
 	}
 	lock, err := lockfile.AcquireExisting(filepath.Join(path, privateLock))
@@ -168,15 +170,13 @@ func sweepDir(path string) {
 		return
 	}
 	defer lock.Close()
-	dir, err := root.Open(".")
-	if err != nil {
-		return
-	}
 	names, _ := dir.Readdirnames(maxSweepFiles + 1)
-	dir.Close()
+	fd := int(dir.Fd()) // os.Root would do as well, but adds 30 KB to a program that has nothing else of it
 	for _, name := range names {
-		if fi, err := root.Lstat(name); len(names) > maxSweepFiles || err != nil ||
-			fi.Mode().Type() != fs.ModeSocket && (!fi.Mode().IsRegular() || fi.Size() > 0) {
+		var st unix.Stat_t
+		err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW)
+		kind := uint32(st.Mode) & unix.S_IFMT
+		if len(names) > maxSweepFiles || err != nil || kind != unix.S_IFSOCK && (kind != unix.S_IFREG || st.Size > 0) {
 			return
 		}
 		if strings.HasSuffix(name, ".lock") { // of a plugin, which may outlive its host for a moment
@@ -188,7 +188,7 @@ func sweepDir(path string) {
 		}
 	}
 	for _, name := range names {
-		root.Remove(name)
+		unix.Unlinkat(fd, name, 0)
 	}
 	os.Remove(path)
 }

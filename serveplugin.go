@@ -346,7 +346,7 @@ func (s *pluginServer) watchStdin() {
 		key, _ := parseSecret(string(text[:n]))
 		s.stdinSecret <- key
 	}
-	io.Copy(io.Discard, os.Stdin)
+	passOn(io.Discard, os.Stdin)
 	close(s.stdinEnd)
 }
 

@@ -49,7 +49,7 @@ func newStdioConn(in readEnd, out writeEnd) *stdioConn {
 	if in.SetReadDeadline(time.Time{}) != nil {
 		near, far := net.Pipe()
 		go func() {
-			io.Copy(far, in)
+			passOn(far, in)
 			far.Close()
 			in.Close()
 		}()
@@ -177,7 +177,7 @@ func unreadStdin(read func() []byte, rest *os.File) error {
 		defer w.Close()
 		defer rest.Close()
 		if _, err := w.Write(read()); err == nil {
-			io.Copy(w, rest)
+			passOn(w, rest)
 		}
 	}()
 	return nil
