@@ -76,6 +76,15 @@ func (c *Conn) Notify(ctx context.Context, method string, msg []byte) error {
 			c.out.Queue(ctx)
 			return nil
 		}
+		if len(msg) >= batch.Large && c.out.Idle() {
+			n.left -= cost
+			n.sentBytes += uint64(len(msg))
+			n.sentMsgs++
+			b := c.out.Head(frameHeaderLen)
+			putHeader(b, FrameNotify, 0, code, 0, len(msg))
+			c.out.QueueDirect(ctx, b, msg)
+			return nil
+		}
 	}
 	err = c.notifySlow(ctx, &message{kind: FrameNotify, code: code, name: method, payload: msg})
 	if err != nil {

@@ -29,6 +29,14 @@ func (s *Stream) send(ctx context.Context, msg []byte) error {
 			c.out.Queue(ctx)
 			return nil
 		}
+		if len(msg) >= batch.Large && c.out.Idle() {
+			s.left -= cost
+			c.streamSent++
+			b := c.out.Head(frameHeaderLen)
+			putHeader(b, FrameData, s.back, 0, s.id, len(msg))
+			c.out.QueueDirect(ctx, b, msg)
+			return nil
+		}
 	}
 	if err := s.sendSlow(ctx, msg); err != nil {
 		c.out.Unlock()

@@ -61,8 +61,10 @@ type Writer struct {
 	// fields so that the callback is made once.
 	tryFunc  func(fd uintptr) bool
 	tryBuf   []byte
+	tryHead  []byte          // goes before tryBuf
 	tryWait  context.Context // nil: one attempt
 	tryTimer bool            // a write deadline is set
+	tryParts parts           // of both, for the system
 	tryN     int
 	tryErr   error
 
@@ -72,6 +74,7 @@ type Writer struct {
 	pending  *buffer // nil when empty
 	out      *buffer // the batch that the holder of writing sends
 	rest     []byte  // what of out is still to be sent
+	head     []byte  // of what QueueDirect sends
 	sealed   bool    // out is what Seal made, so that positions in it mean nothing
 	writing  bool    // out has an owner
 	left     bool    // which is Run
@@ -148,6 +151,42 @@ func (w *Writer) Queue(ctx context.Context) {
 	if full {
 		w.flush(ctx)
 	}
+}
+
+// Large is from where on a message is worth a write call of its own, which saves
+// a copy of it.
+const Large = 16 << 10
+
+// Idle reports that nothing is pending and nobody writes, so that QueueDirect may be called.
+func (w *Writer) Idle() bool {
+	return w.raw != nil && canTryTwo && w.cfg.Seal == nil && !w.writing && w.pending == nil && !w.control && w.err == nil
+}
+
+// Head returns n bytes to fill in for QueueDirect.
+func (w *Writer) Head(n int) []byte {
+	if cap(w.head) < n {
+		w.head = make([]byte, n)
+	}
+	return w.head[:n]
+}
+
+// QueueDirect releases the lock, as Queue does, and writes head and body from where
+// they are; what the connection does not take at once is copied.
+func (w *Writer) QueueDirect(ctx context.Context, head, body []byte) {
+	w.taken += uint64(len(head) + len(body))
+	w.writing, w.sealed = true, false
+	w.mu.Unlock()
+	w.tryHead = head
+	n, err := w.attempt(body, nil)
+	w.tryHead = nil
+	w.mu.Lock()
+	w.out = buffers.Get().(*buffer)
+	b := append(w.out.b[:0], head[min(n, len(head)):]...)
+	w.out.b = append(b, body[max(n-len(head), 0):]...)
+	if w.settle(ctx, n, w.out.b, err) {
+		w.kickOrIdle()
+	}
+	w.mu.Unlock()
 }
 
 // Len returns how many bytes are pending.
@@ -272,12 +311,12 @@ func (w *Writer) seal() error {
 	return nil
 }
 
-// wrote accounts for n bytes of the batch; when all are written, the batch is
-// over and who waits for room goes on.
-func (w *Writer) wrote(n int) (whole bool) {
+// wrote accounts for n bytes of the batch, behind which rest is left; when nothing
+// is, the batch is over and who waits for room goes on.
+func (w *Writer) wrote(n int, rest []byte) (whole bool) {
 	w.writes++
 	w.sizes[min(bits.Len(uint(n)/64), len(w.sizes)-1)]++
-	if w.rest = w.rest[n:]; !w.sealed {
+	if w.rest = rest; !w.sealed {
 		w.sent += uint64(n)
 	}
 	if len(w.rest) > 0 {
@@ -416,32 +455,45 @@ func (w *Writer) flush(ctx context.Context) {
 			n, err = w.attempt(w.rest, nil)
 		}
 		w.mu.Lock()
-		whole := false
-		if err == nil {
-			whole = w.wrote(n)
-		}
-		if err == nil && !whole && ctx != nil {
-			whole, n, err = w.finish(ctx)
-		}
-		if err != nil {
-			w.broke(n)
-			w.mu.Unlock()
-			w.Fail(err)
-			return
-		}
-		if !whole {
-			w.left = true
-			w.Kick()
+		if !w.settle(ctx, n, w.rest[n:], err) {
 			w.mu.Unlock()
 			return
 		}
 	}
+	w.kickOrIdle()
+	w.mu.Unlock()
+}
+
+// settle accounts for an attempt to write a batch that wrote n bytes, and sees to
+// it that the rest is written, by itself when ctx is not nil. It reports whether
+// that has been done. It is called and returns with the lock held.
+func (w *Writer) settle(ctx context.Context, n int, rest []byte, err error) (whole bool) {
+	if err == nil {
+		whole = w.wrote(n, rest)
+	}
+	if err == nil && !whole && ctx != nil {
+		whole, n, err = w.finish(ctx)
+	}
+	switch {
+	case err != nil:
+		w.broke(n)
+		w.mu.Unlock()
+		w.Fail(err)
+		w.mu.Lock()
+	case !whole:
+		w.left = true
+		w.Kick()
+	}
+	return whole
+}
+
+// kickOrIdle is what follows a batch.
+func (w *Writer) kickOrIdle() {
 	if w.Len() > 0 || w.control {
 		w.Kick()
 	} else {
 		w.idleNow()
 	}
-	w.mu.Unlock()
 }
 
 // finish writes the rest of the batch, as the connection takes it, until ctx
@@ -463,7 +515,7 @@ func (w *Writer) finish(ctx context.Context) (whole bool, n int, err error) {
 		n, err = w.attempt(b, ctx)
 		w.mu.Lock()
 		if err == nil && n > 0 {
-			whole = w.wrote(n)
+			whole = w.wrote(n, w.rest[n:])
 		}
 	}
 	if !stop() {
@@ -500,7 +552,7 @@ func (w *Writer) Run() {
 				w.mu.Lock()
 				break
 			}
-			w.left = !w.wrote(n)
+			w.left = !w.wrote(n, w.rest[n:])
 		}
 		w.idleNow()
 	}
@@ -544,7 +596,11 @@ func (w *Writer) attempt(b []byte, wait context.Context) (int, error) {
 // try is the callback of attempt: false has the runtime wait until the
 // descriptor is writable and call again.
 func (w *Writer) try(fd uintptr) bool {
-	w.tryN, w.tryErr = writeOnce(fd, w.tryBuf)
+	if w.tryHead != nil {
+		w.tryN, w.tryErr = writeTwo(fd, &w.tryParts, w.tryHead, w.tryBuf)
+	} else {
+		w.tryN, w.tryErr = writeOnce(fd, w.tryBuf)
+	}
 	if w.tryN > 0 || w.tryErr != nil || w.tryWait == nil {
 		return true
 	}
