@@ -5,6 +5,7 @@
 // the next. Any goroutine may be the flusher for one attempt that does not
 // block (Flush); what the kernel does not take at once is left to a goroutine
 // that is there meanwhile, unless who flushes is ready to wait itself (FlushWaiting).
+// A large message for which nothing has to wait is written from where it is (QueueDirect).
 package batch
 
 import (
