@@ -123,14 +123,14 @@ func (p *process) wait() {
 	// Where one cannot wait for the end without reaping, the group is signalled
 	// right after: the system does not give its number away as long as the group
 	// has a member, and to hit a stranger it would have to give away that of an
-	// empty one within those microseconds.
-	ended := awaitExit(p.os)
-	if ended {
+	// empty one meanwhile.
+	if awaitExit(p.os) {
 		p.signal(syscall.SIGKILL)
 		p.reap()
-	}
-	p.err = p.cmd.Wait()
-	if !ended {
+		endGroup(p.cmd) // some systems do not tell the group of a process that has ended
+		p.err = p.cmd.Wait()
+	} else {
+		p.err = p.cmd.Wait()
 		p.reap()
 		endGroup(p.cmd)
 	}
