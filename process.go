@@ -151,10 +151,13 @@ func (p *process) wait() {
 func (p *process) signal(sig sysSignal) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.over || p.adopted != nil && p.adoptedState() != adoptedRuns {
-		return
+	switch {
+	case p.over:
+	case p.adopted != nil:
+		signalIf(p.os, func() bool { return p.adoptedState() == adoptedRuns }, sig)
+	default:
+		signalGroup(p.os, sig)
 	}
-	signalGroup(p.os, sig)
 }
 
 // reap has no signal sent any more.
