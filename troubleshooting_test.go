@@ -190,7 +190,9 @@ var troubles = map[string]func(*testing.T) error{
 	"Starting a plugin/reattaching, taken": func(t *testing.T) error {
 		lt := newLaunchTest(t, "good")
 		lt.cfg.Launch.Detach = time.Minute
-		a, err := lt.launch().Attachment()
+		p := lt.launch()
+		lt.greets(p) // or the plugin may not have seen yet that it has a host
+		a, err := p.Attachment()
 		if err == nil {
 			_, err = Reattach(t.Context(), a, lt.cfg)
 		}
