@@ -175,6 +175,7 @@ const fewDescriptors = 32
 
 // T21: a server that has run out of descriptors serves again when some are free.
 func TestT21DescriptorsRunOut(t *testing.T) {
+	t.Parallel()
 	watchdog(t)
 	addr := startCrowdChild(t, "crowd-descriptors", nil)
 	worst := time.Duration(0)

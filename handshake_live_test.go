@@ -203,6 +203,7 @@ func meetServer(t testing.TB, cfg *Config, serve func(nc net.Conn)) (time.Durati
 }
 
 func TestDialMeetsOthers(t *testing.T) {
+	t.Parallel()
 	says := func(s string) func(net.Conn) {
 		return func(nc net.Conn) { nc.Write([]byte(s)); io.Copy(io.Discard, nc) }
 	}
@@ -253,6 +254,7 @@ type unfinished struct {
 
 // T12: what sends nothing, or half a magic, may be anything, until the deadline.
 func TestT12SilenceEndsAtTheDeadline(t *testing.T) {
+	t.Parallel()
 	testUnfinished(t, map[string]unfinished{
 		"empty":        {},
 		"half a magic": {send: []byte(wireMagic[:2])},
@@ -263,6 +265,7 @@ func TestT12SilenceEndsAtTheDeadline(t *testing.T) {
 // it trickles. One byte in a time of which the handshake has 80 stands for one in
 // a second, for the deadline is absolute.
 func TestT17UnfinishedHandshakesEndAtTheDeadline(t *testing.T) {
+	t.Parallel()
 	opening := helloBytes(adversaryHello())
 	testUnfinished(t, map[string]unfinished{
 		"magic alone":  {send: opening[:4]},

@@ -180,6 +180,7 @@ func hostTempDir(t *testing.T) string {
 }
 
 func TestT22PluginAndGrandchildrenEndWithAKilledHost(t *testing.T) {
+	t.Parallel()
 	if _, err := os.Stat("/bin/sh"); err != nil {
 		t.Skip("no shell here:", err)
 	}
@@ -231,6 +232,7 @@ func TestT22PluginAndGrandchildrenEndWithAKilledHost(t *testing.T) {
 
 // Somebody else has the other end of the plugin's stdin, which then does not end.
 func TestT22PluginEndsWithAHostWhosePipeIsHeld(t *testing.T) {
+	t.Parallel()
 	host, mark, plugin := startHost(t, hostTempDir(t), "", "busy family")
 	held, err := os.OpenFile(fmt.Sprintf("/proc/%d/fd/0", plugin), os.O_WRONLY, 0)
 	if err != nil {

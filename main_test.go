@@ -33,6 +33,7 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	flag.Parse()
+	setParallel()
 	if r, w, err := os.Pipe(); err == nil { // the runtime's poller, whose descriptors stay
 		r.Close()
 		w.Close()
@@ -49,6 +50,21 @@ func TestMain(m *testing.M) {
 		}
 	}
 	os.Exit(code)
+}
+
+// setParallel has more tests run in parallel than there are processors, as those
+// that do wait for the most part, but one at a time where figures count. It leaves
+// alone what the command line says, and fuzzing, where the flag has another meaning.
+func setParallel() {
+	given := false
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" || f.Name == "test.fuzz" })
+	switch {
+	case given:
+	case longTests:
+		flag.Set("test.parallel", "1")
+	default:
+		flag.Set("test.parallel", "8")
+	}
 }
 
 // leaks waits for goroutines and descriptors that tests left behind to end, and

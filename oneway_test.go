@@ -229,6 +229,7 @@ func TestWaiterBehindAWaiter(t *testing.T) {
 }
 
 func TestSlowReceiverSlowsTheSenderAlone(t *testing.T) {
+	t.Parallel()
 	overTransports(t, func(t *testing.T, transport string) {
 		const window = 128 << 10
 		unblock := make(chan struct{})

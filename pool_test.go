@@ -208,6 +208,7 @@ func TestPoolDialOutlivesItsCaller(t *testing.T) {
 
 // TestPoolCallersWaitForAConnection: how long, how many, and what they are told.
 func TestPoolCallersWaitForAConnection(t *testing.T) {
+	t.Parallel()
 	refused := errors.New("refused in a test")
 	failing := func(c PoolConfig, err error) (*Pool, *gateTransport) {
 		tr := &gateTransport{Transport: testPipes, gate: make(chan error, 1000)}
@@ -588,6 +589,7 @@ func TestPoolRunsTwiceOnlyWhatIsIdempotent(t *testing.T) {
 // TestPoolReplacesOldConnections under load, with calls that are called back,
 // long streams and one-way messages: nothing fails or gets out of order.
 func TestPoolReplacesOldConnections(t *testing.T) {
+	t.Parallel()
 	watchdog(t)
 	m := echoMux(nil)
 	m.Handle("back", HandlerFunc(func(r *Request, reply []byte) ([]byte, error) {

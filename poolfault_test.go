@@ -64,6 +64,7 @@ func (f *faultyConn) Close() error {
 // TestPoolStalledConnection gets next to no calls, whether callers wait for it
 // or give up, and with requests that wait for room before they have a place.
 func TestPoolStalledConnection(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name    string
 		size    int
@@ -329,6 +330,7 @@ func TestPoolRollingRestart(t *testing.T) {
 // its size, every call ends once, and the sums agree. It takes ten minutes with
 // PLUGWIRE_LONG.
 func TestL05PoolAtRandom(t *testing.T) {
+	t.Parallel()
 	long := time.Second
 	if os.Getenv("PLUGWIRE_LONG") != "" {
 		long = 10 * time.Minute

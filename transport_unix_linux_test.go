@@ -163,6 +163,7 @@ func runWatchModes(t *testing.T, umask, mode string, listens int) (last, seen ma
 }
 
 func TestT02NobodyConnectsBeforeTheModeIsRight(t *testing.T) {
+	t.Parallel()
 	listens := 1000
 	if longTests {
 		listens = 10_000
@@ -222,6 +223,7 @@ func TestListenLeavesTheUmaskAlone(t *testing.T) {
 
 // Only Linux tells a full backlog from a server that is gone.
 func TestDialWaitsWhileTheBacklogIsFull(t *testing.T) {
+	t.Parallel()
 	ln := listenUnix(t, "unix:", nil)
 	addr := addrURI(ln.Addr())
 	cfg := new(Config).withDefaults()

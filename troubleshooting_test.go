@@ -188,7 +188,7 @@ var troubles = map[string]func(*testing.T) error{
 		return err
 	},
 	"Starting a plugin/reattaching, taken": func(t *testing.T) error {
-		lt := newLaunchTest(t, "good")
+		lt := newParallelLaunchTest(t, "good")
 		lt.cfg.Launch.Detach = time.Minute
 		p := lt.launch()
 		lt.greets(p) // or the plugin may not have seen yet that it has a host
@@ -231,8 +231,12 @@ var troubles = map[string]func(*testing.T) error{
 
 func TestTroubleshootingHasTheWordsOfEachError(t *testing.T) {
 	page := troubleshootingPage(t)
+	leavesNoDescriptors(t)
 	for row, provoke := range troubles {
 		t.Run(strings.ReplaceAll(row, " ", "-"), func(t *testing.T) {
+			if strings.HasPrefix(row, "Starting a plugin/") { // others change the environment or the umask
+				t.Parallel()
+			}
 			text, ok := page[row]
 			if !ok {
 				t.Fatal("docs/TROUBLESHOOTING.md has no such row")
@@ -349,7 +353,7 @@ func certificateTrouble(t *testing.T, name string, edit func(*x509.Certificate),
 // launchTrouble launches the plugin with the behaviour, after arrange, if any.
 func launchTrouble(t *testing.T, behaviour string, arrange func(*launchTest)) error {
 	t.Helper()
-	lt := newLaunchTest(t, behaviour)
+	lt := newParallelLaunchTest(t, behaviour)
 	if arrange != nil {
 		arrange(lt)
 	}
