@@ -180,7 +180,6 @@ func hostTempDir(t *testing.T) string {
 }
 
 func TestT22PluginAndGrandchildrenEndWithAKilledHost(t *testing.T) {
-	t.Parallel()
 	if _, err := os.Stat("/bin/sh"); err != nil {
 		t.Skip("no shell here:", err)
 	}
@@ -197,6 +196,7 @@ func TestT22PluginAndGrandchildrenEndWithAKilledHost(t *testing.T) {
 		{"that is no plugin", "stranger", ""},
 	} {
 		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
 			dir := hostTempDir(t)
 			var worst time.Duration
 			runs := longRun(1, 100)
@@ -232,7 +232,6 @@ func TestT22PluginAndGrandchildrenEndWithAKilledHost(t *testing.T) {
 
 // Somebody else has the other end of the plugin's stdin, which then does not end.
 func TestT22PluginEndsWithAHostWhosePipeIsHeld(t *testing.T) {
-	t.Parallel()
 	host, mark, plugin := startHost(t, hostTempDir(t), "", "busy family")
 	held, err := os.OpenFile(fmt.Sprintf("/proc/%d/fd/0", plugin), os.O_WRONLY, 0)
 	if err != nil {

@@ -55,8 +55,8 @@ func TestKeepAliveDefaults(t *testing.T) {
 }
 
 func TestKeepAliveBetweenTwo(t *testing.T) {
-	t.Parallel()
 	overTransports(t, func(t *testing.T, transport string) {
+		t.Parallel()
 		x, y := pair(t, transport, &Config{KeepAlive: 150 * time.Millisecond}, serves(echoMux(nil)))
 		before := y.Stats().Reads
 		until(t, "PING and answer, twice", func() bool { return y.Stats().Reads >= before+2 })

@@ -208,7 +208,6 @@ func TestPoolDialOutlivesItsCaller(t *testing.T) {
 
 // TestPoolCallersWaitForAConnection: how long, how many, and what they are told.
 func TestPoolCallersWaitForAConnection(t *testing.T) {
-	t.Parallel()
 	refused := errors.New("refused in a test")
 	failing := func(c PoolConfig, err error) (*Pool, *gateTransport) {
 		tr := &gateTransport{Transport: testPipes, gate: make(chan error, 1000)}

@@ -64,7 +64,6 @@ func (f *faultyConn) Close() error {
 // TestPoolStalledConnection gets next to no calls, whether callers wait for it
 // or give up, and with requests that wait for room before they have a place.
 func TestPoolStalledConnection(t *testing.T) {
-	t.Parallel()
 	for _, c := range []struct {
 		name    string
 		size    int

@@ -54,7 +54,6 @@ func buildReadme(t *testing.T) (dir string) {
 // A host that is itself a plugin of hashicorp/go-plugin inherits variables that
 // look like ours: nothing reads them.
 func TestReadmeUnderGoPlugin(t *testing.T) {
-	t.Parallel()
 	if testing.Short() || runtime.GOOS == "windows" {
 		t.Skip("builds two programs, named as on Unix")
 	}

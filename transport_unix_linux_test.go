@@ -163,7 +163,6 @@ func runWatchModes(t *testing.T, umask, mode string, listens int) (last, seen ma
 }
 
 func TestT02NobodyConnectsBeforeTheModeIsRight(t *testing.T) {
-	t.Parallel()
 	listens := 1000
 	if longTests {
 		listens = 10_000
