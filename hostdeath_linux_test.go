@@ -147,8 +147,7 @@ func killFamilyMember(m string) {
 func startHost(t *testing.T, dir, does, behaviour string) (host *exec.Cmd, mark string, plugin int) {
 	t.Helper()
 	mark = rand.Text()
-	host = exec.Command(os.Args[0])
-	host.Env = append(os.Environ(), childEnv+"=host", hostDoes+"="+does, hostDir+"="+dir, behaveEnv+"="+behaviour, familyEnv+"="+mark)
+	host = childCommand("host", hostDoes+"="+does, hostDir+"="+dir, behaveEnv+"="+behaviour, familyEnv+"="+mark)
 	host.Stderr = os.Stderr
 	stdout, err := host.StdoutPipe()
 	if err != nil {

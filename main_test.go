@@ -1,9 +1,13 @@
 package plugwire
 
 import (
+	"bufio"
+	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
+	"os/exec"
 	"runtime"
 	"strings"
 	"testing"
@@ -21,6 +25,28 @@ var longTests = os.Getenv("PLUGWIRE_LONG") != ""
 
 // afterTests run when all tests and benchmarks are done.
 var afterTests []func()
+
+// childCommand returns a command that runs the test binary in a role, with more
+// variables in its environment. The race detector's second at every exit is not
+// for children.
+func childCommand(role string, env ...string) *exec.Cmd {
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(append(os.Environ(), childEnv+"="+role, "GORACE=atexit_sleep_ms=0"), env...)
+	return cmd
+}
+
+// startChild starts a command, has its stderr on ours, and returns what writes to
+// its stdin and what reads its stdout.
+func startChild(t testing.TB, cmd *exec.Cmd) (stdin io.WriteCloser, stdout *bufio.Reader) {
+	t.Helper()
+	cmd.Stderr = os.Stderr
+	stdin, err1 := cmd.StdinPipe()
+	out, err2 := cmd.StdoutPipe()
+	if err := errors.Join(err1, err2, cmd.Start()); err != nil {
+		t.Fatal(err)
+	}
+	return stdin, bufio.NewReader(out)
+}
 
 func TestMain(m *testing.M) {
 	if role := os.Getenv(childEnv); role != "" {

@@ -75,8 +75,7 @@ var behaviours = map[string]func(){
 	"only tcp":  func() { must(ServePlugin(testPluginMux(), &Config{Transports: []string{"tcp"}})) },
 	"impatient": func() { must(ServePlugin(testPluginMux(), &Config{Launch: LaunchConfig{StartTimeout: 1}})) },
 	"holds pipes": func() {
-		cmd := exec.Command(os.Args[0])
-		cmd.Env = append(os.Environ(), childEnv+"=holdpipes")
+		cmd := childCommand("holdpipes")
 		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 		must(cmd.Start())
 		must(ServePlugin(testPluginMux(), nil))

@@ -305,8 +305,7 @@ func fileWith(t *testing.T, text string, mode os.FileMode) string {
 
 func troubleOfChild(t *testing.T, op, addr string) error {
 	t.Helper()
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), childEnv+"=trouble", childTroubleEnv+"="+op, childAddrEnv+"="+addr, "GORACE=atexit_sleep_ms=0")
+	cmd := childCommand("trouble", childTroubleEnv+"="+op, childAddrEnv+"="+addr)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v: %s", err, out)
