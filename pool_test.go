@@ -586,6 +586,7 @@ func TestPoolRunsTwiceOnlyWhatIsIdempotent(t *testing.T) {
 // TestPoolReplacesOldConnections under load, with calls that are called back,
 // long streams and one-way messages: nothing fails or gets out of order.
 func TestPoolReplacesOldConnections(t *testing.T) {
+	t.Parallel()
 	watchdog(t)
 	m := echoMux(nil)
 	m.Handle("back", HandlerFunc(func(r *Request, reply []byte) ([]byte, error) {
