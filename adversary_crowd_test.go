@@ -161,6 +161,7 @@ func TestT17StalledHandshakesKeepNobodyOut(t *testing.T) {
 // T17: it is the oldest that goes, when the newest comes, and connections that
 // are through keep their places.
 func TestT17TheOldestHandshakeMakesRoom(t *testing.T) {
+	t.Parallel()
 	for name, limits := range map[string]Limits{
 		"MaxHandshakes": {MaxHandshakes: 4},
 		"MaxConns":      {MaxConns: 6}, // of which two are taken
@@ -179,8 +180,8 @@ func TestT17TheOldestHandshakeMakesRoom(t *testing.T) {
 				stalled = append(stalled, gather(t, addr, 1, says([]byte(wireMagic)))...)
 				pending(i + 1)
 			}
-			ended := func(nc net.Conn) bool {
-				nc.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+			ended := func(nc net.Conn, patience time.Duration) bool {
+				nc.SetReadDeadline(time.Now().Add(patience))
 				n, err := nc.Read(make([]byte, 1))
 				if n > 0 {
 					t.Error("who is ended is told something")
@@ -194,7 +195,11 @@ func TestT17TheOldestHandshakeMakesRoom(t *testing.T) {
 				gather(t, addr, 1, says(nil))
 				pending(4)
 				for j, nc := range stalled {
-					if got, want := ended(nc), j <= i; got != want {
+					patience := adversaryPatience
+					if j > i { // what should not come is not waited for as long
+						patience = 50 * time.Millisecond
+					}
+					if got, want := ended(nc, patience), j <= i; got != want {
 						t.Errorf("after %d more, handshake %d has ended: %v", i+1, j, got)
 					}
 				}
@@ -210,6 +215,7 @@ func TestT17TheOldestHandshakeMakesRoom(t *testing.T) {
 
 // T17: nor do those keep a place who are not let in and take their time to hear it.
 func TestT17RefusedPeersMakeRoom(t *testing.T) {
+	t.Parallel()
 	watchdog(t)
 	var open atomic.Bool
 	var refused atomic.Int32

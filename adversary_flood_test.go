@@ -50,7 +50,7 @@ func TestFloodsWithAStuckWriter(t *testing.T) {
 		{"CALL and CANCEL", cat(callFrame(1, "x"), cancelFrame(1)), "in use"},
 	} {
 		t.Run(strings.ReplaceAll(row.name, " ", "-"), func(t *testing.T) {
-			a := meet(t, way{"pipe", true}, &Config{Limits: adversaryLimits, CloseTimeout: 50 * time.Millisecond}, nil)
+			a := meet(t, way{"pipe", true}, &Config{Limits: adversaryLimits, CloseTimeout: 5 * time.Millisecond}, nil)
 			a.send(manyMethods(1, 4000)) // what METHODS frames could make it copy
 			before := heap()
 			const batch = 500

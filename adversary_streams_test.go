@@ -505,6 +505,7 @@ func TestStreamsAndDrain(t *testing.T) {
 
 // The end of the connection, for streams in every state, in both roles.
 func TestConnectionEndsStreamsInEveryState(t *testing.T) {
+	t.Parallel()
 	for _, how := range []struct {
 		name   string
 		end    func(a *adversary)

@@ -266,19 +266,8 @@ type benchServer struct {
 // startServer starts a server process. It ends with the test at the latest.
 func startServer(tb testing.TB, service, network string) *benchServer {
 	tb.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		tb.Fatal(err)
-	}
-	s := &benchServer{cmd: exec.Command(self)}
-	s.cmd.Env = append(os.Environ(), childEnv+"="+benchChild, fmt.Sprint("GOMAXPROCS=", runtime.GOMAXPROCS(0)))
-	s.cmd.Stderr = os.Stderr
-	in, err1 := s.cmd.StdinPipe()
-	out, err2 := s.cmd.StdoutPipe()
-	if err := errors.Join(err1, err2, s.cmd.Start()); err != nil {
-		tb.Fatal(err)
-	}
-	s.in, s.out = in, bufio.NewReader(out)
+	s := &benchServer{cmd: childCommand(benchChild, fmt.Sprint("GOMAXPROCS=", runtime.GOMAXPROCS(0)))}
+	s.in, s.out = startChild(tb, s.cmd)
 	s.stop = sync.OnceFunc(func() {
 		s.in.Close()
 		if err := s.cmd.Wait(); err != nil {
@@ -286,8 +275,8 @@ func startServer(tb testing.TB, service, network string) *benchServer {
 		}
 	})
 	tb.Cleanup(s.stop)
-	s.addr, err = s.ask(service + " " + network)
-	if err != nil {
+	var err error
+	if s.addr, err = s.ask(service + " " + network); err != nil {
 		tb.Fatal(err)
 	}
 	return s

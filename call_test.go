@@ -244,6 +244,7 @@ func TestRefusedRequestsWereNotRun(t *testing.T) {
 }
 
 func TestSlotLimitMakesCallersWait(t *testing.T) {
+	t.Parallel()
 	overTransports(t, func(t *testing.T, transport string) {
 		for _, limit := range []int{1, 2} {
 			t.Run(fmt.Sprint(limit), func(t *testing.T) {

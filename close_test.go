@@ -155,6 +155,7 @@ func TestPeerIsKilled(t *testing.T) {
 // TestCloseWithAStalledPeer: the other side finishes the handshake and then
 // reads nothing.
 func TestCloseWithAStalledPeer(t *testing.T) {
+	t.Parallel()
 	overTransports(t, func(t *testing.T, transport string) {
 		cfg := &Config{CloseTimeout: 100 * time.Millisecond, Unix: UnixConfig{BufferSize: 4096}, TCP: TCPConfig{BufferSize: 64 << 10}}
 		x, _ := scripted(t, transport, cfg)
@@ -182,6 +183,7 @@ func TestCloseWithAStalledPeer(t *testing.T) {
 }
 
 func TestWriteTimeoutEndsAStalledConnection(t *testing.T) {
+	t.Parallel()
 	overTransports(t, func(t *testing.T, transport string) {
 		cfg := &Config{WriteTimeout: 150 * time.Millisecond, Unix: UnixConfig{BufferSize: 4096}, TCP: TCPConfig{BufferSize: 64 << 10}}
 		x, _ := scripted(t, transport, cfg)
@@ -287,6 +289,7 @@ func TestACallThatIsBeingWrittenMayHaveRun(t *testing.T) {
 // TestAWriteThatFailsHalfwayMayHaveDelivered: a connection may take some bytes
 // and fail in the same Write.
 func TestAWriteThatFailsHalfwayMayHaveDelivered(t *testing.T) {
+	t.Parallel()
 	plainOnly(t)
 	var ran atomic.Int32
 	m := NewMux()

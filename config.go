@@ -190,6 +190,10 @@ type LaunchConfig struct {
 	// Ctrl-Break, which only a host with a console can send; default half,
 	// negative: none, and it gets that at once.
 	TermTimeout time.Duration
+	// WaitDelay is how long the end of a plugin's stdout and stderr is then waited
+	// for: its process is gone, but one that it has started, and that was not in
+	// its group, may hold them open; default 500 ms, negative: as long as that does.
+	WaitDelay time.Duration
 	// ForwardSignals are signals that this process passes on to the plugin and its
 	// process group, such as os.Interrupt, which a terminal otherwise sends to the
 	// host alone: the plugin runs in a group of its own. As with signal.Notify, they
@@ -276,6 +280,7 @@ const (
 	defaultCloseTimeout     = 5 * time.Second
 	defaultStartTimeout     = 10 * time.Second
 	defaultExitTimeout      = 5 * time.Second
+	defaultWaitDelay        = 500 * time.Millisecond
 	defaultTCPKeepAlive     = 15 * time.Second
 	defaultRestartDelay     = 100 * time.Millisecond
 	defaultRestartDelayMax  = 10 * time.Second
@@ -325,6 +330,7 @@ func (c *Config) withDefaults() *Config {
 	duration(&d.CloseTimeout, defaultCloseTimeout)
 	duration(&d.Launch.StartTimeout, defaultStartTimeout)
 	duration(&d.Launch.ExitTimeout, defaultExitTimeout)
+	duration(&d.Launch.WaitDelay, defaultWaitDelay)
 	duration(&d.Launch.RestartDelay, defaultRestartDelay)
 	duration(&d.Launch.RestartDelayMax, defaultRestartDelayMax)
 	duration(&d.Launch.RestartWindow, defaultRestartWindow)

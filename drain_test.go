@@ -168,6 +168,7 @@ func TestShutdownWaitsForHandlersWhichMayCallBack(t *testing.T) {
 }
 
 func TestContextEndsShutdown(t *testing.T) {
+	t.Parallel()
 	overTransports(t, func(t *testing.T, transport string) {
 		unblock := make(chan struct{})
 		defer close(unblock)

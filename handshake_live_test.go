@@ -253,6 +253,7 @@ type unfinished struct {
 
 // T12: what sends nothing, or half a magic, may be anything, until the deadline.
 func TestT12SilenceEndsAtTheDeadline(t *testing.T) {
+	t.Parallel()
 	testUnfinished(t, map[string]unfinished{
 		"empty":        {},
 		"half a magic": {send: []byte(wireMagic[:2])},
@@ -263,6 +264,7 @@ func TestT12SilenceEndsAtTheDeadline(t *testing.T) {
 // it trickles. One byte in a time of which the handshake has 80 stands for one in
 // a second, for the deadline is absolute.
 func TestT17UnfinishedHandshakesEndAtTheDeadline(t *testing.T) {
+	t.Parallel()
 	opening := helloBytes(adversaryHello())
 	testUnfinished(t, map[string]unfinished{
 		"magic alone":  {send: opening[:4]},

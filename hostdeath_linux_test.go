@@ -147,8 +147,7 @@ func killFamilyMember(m string) {
 func startHost(t *testing.T, dir, does, behaviour string) (host *exec.Cmd, mark string, plugin int) {
 	t.Helper()
 	mark = rand.Text()
-	host = exec.Command(os.Args[0])
-	host.Env = append(os.Environ(), childEnv+"=host", hostDoes+"="+does, hostDir+"="+dir, behaveEnv+"="+behaviour, familyEnv+"="+mark)
+	host = childCommand("host", hostDoes+"="+does, hostDir+"="+dir, behaveEnv+"="+behaviour, familyEnv+"="+mark)
 	host.Stderr = os.Stderr
 	stdout, err := host.StdoutPipe()
 	if err != nil {
@@ -196,6 +195,7 @@ func TestT22PluginAndGrandchildrenEndWithAKilledHost(t *testing.T) {
 		{"that is no plugin", "stranger", ""},
 	} {
 		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
 			dir := hostTempDir(t)
 			var worst time.Duration
 			runs := longRun(1, 100)

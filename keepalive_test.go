@@ -12,6 +12,7 @@ func TestKeepAlive(t *testing.T) {
 	const idle = 60 * time.Millisecond
 	cfg := &Config{KeepAlive: idle}
 	eachWay(t, func(t *testing.T, w way) {
+		t.Parallel()
 		a := meet(t, w, cfg, nil)
 		start := time.Now()
 		h, _ := a.next(FramePing)
@@ -24,6 +25,7 @@ func TestKeepAlive(t *testing.T) {
 		}
 	})
 	eachWay(t, func(t *testing.T, w way) {
+		t.Parallel()
 		a := meet(t, w, cfg, nil)
 		_, b := a.next(FramePing)
 		a.send(frame(FramePong, 0, 0, 0, b))
@@ -54,6 +56,7 @@ func TestKeepAliveDefaults(t *testing.T) {
 
 func TestKeepAliveBetweenTwo(t *testing.T) {
 	overTransports(t, func(t *testing.T, transport string) {
+		t.Parallel()
 		x, y := pair(t, transport, &Config{KeepAlive: 150 * time.Millisecond}, serves(echoMux(nil)))
 		before := y.Stats().Reads
 		until(t, "PING and answer, twice", func() bool { return y.Stats().Reads >= before+2 })

@@ -46,6 +46,7 @@ func (t *launchTest) wrapped(script string) {
 }
 
 func TestT07PluginsBehindAWrapper(t *testing.T) {
+	leavesNoDescriptors(t)
 	const inBetween = `"$0"; exit $?` // the shell stays, and waits for the plugin
 	for _, scheme := range Transports() {
 		without := "did not get the one-time secret" // but over TCP there are the pinned keys
@@ -69,7 +70,8 @@ func TestT07PluginsBehindAWrapper(t *testing.T) {
 				continue // nobody tells who descends from whom
 			}
 			t.Run(scheme+"/"+strings.ReplaceAll(name, " ", "-"), func(t *testing.T) {
-				lt := newLaunchTest(t, "good")
+				t.Parallel()
+				lt := newParallelLaunchTest(t, "good")
 				lt.wrapped(row.script)
 				lt.cfg.Transports = []string{scheme}
 				lt.cfg.Launch.SecretInEnv = row.env

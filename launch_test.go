@@ -39,6 +39,7 @@ func TestLaunchRefusesACommandThatIsNoTemplate(t *testing.T) {
 
 // TestLaunchThatFails: each error has its code and says all of this.
 func TestLaunchThatFails(t *testing.T) {
+	leavesNoDescriptors(t)
 	for _, test := range []struct {
 		behaviour string
 		code      Code
@@ -60,7 +61,8 @@ func TestLaunchThatFails(t *testing.T) {
 		{"version 9", FailedPrecondition, []string{"the plugin speaks version 9", "this host [1 2]"}},
 	} {
 		t.Run(test.behaviour, func(t *testing.T) {
-			lt := newLaunchTest(t, test.behaviour)
+			t.Parallel()
+			lt := newParallelLaunchTest(t, test.behaviour)
 			lt.cfg.Versions = []int{1, 2}
 			if test.behaviour == "no pin" && !builtWithTLS {
 				t.Skip("this build needs none")

@@ -126,7 +126,7 @@ func greetUntil(t *testing.T, p *Plugin, took []time.Duration, done <-chan struc
 func TestFloodOfLogs(t *testing.T) {
 	const maxGrowth = 32 << 20 // of the heap, garbage included
 	floods := []logFlood{
-		{"log", 4 << 20, 17 << 20}, // 1 GB a minute
+		{"log", 2 << 20, 17 << 20}, // 1 GB a minute
 		{"log", 4 << 20, 0},
 		{"line", 10 << 20, 0},
 		{"garbage", 4 << 20, 0},
@@ -152,7 +152,7 @@ func TestFloodOfLogs(t *testing.T) {
 				}
 				p := lt.launch()
 				idle := make(chan struct{})
-				time.AfterFunc(100*time.Millisecond, func() { close(idle) })
+				time.AfterFunc(time.Duration(longRun(20, 100))*time.Millisecond, func() { close(idle) })
 				took := make([]time.Duration, 2<<16)
 				_, before := greetUntil(t, p, took[:1<<16], idle)
 

@@ -1,9 +1,13 @@
 package plugwire
 
 import (
+	"bufio"
+	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
+	"os/exec"
 	"runtime"
 	"strings"
 	"testing"
@@ -22,6 +26,28 @@ var longTests = os.Getenv("PLUGWIRE_LONG") != ""
 // afterTests run when all tests and benchmarks are done.
 var afterTests []func()
 
+// childCommand returns a command that runs the test binary in a role, with more
+// variables in its environment. The race detector's second at every exit is not
+// for children.
+func childCommand(role string, env ...string) *exec.Cmd {
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(append(os.Environ(), childEnv+"="+role, "GORACE=atexit_sleep_ms=0"), env...)
+	return cmd
+}
+
+// startChild starts a command, has its stderr on ours, and returns what writes to
+// its stdin and what reads its stdout.
+func startChild(t testing.TB, cmd *exec.Cmd) (stdin io.WriteCloser, stdout *bufio.Reader) {
+	t.Helper()
+	cmd.Stderr = os.Stderr
+	stdin, err1 := cmd.StdinPipe()
+	out, err2 := cmd.StdoutPipe()
+	if err := errors.Join(err1, err2, cmd.Start()); err != nil {
+		t.Fatal(err)
+	}
+	return stdin, bufio.NewReader(out)
+}
+
 func TestMain(m *testing.M) {
 	if role := os.Getenv(childEnv); role != "" {
 		run := children[role]
@@ -33,6 +59,7 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	flag.Parse()
+	setParallel()
 	if r, w, err := os.Pipe(); err == nil { // the runtime's poller, whose descriptors stay
 		r.Close()
 		w.Close()
@@ -49,6 +76,21 @@ func TestMain(m *testing.M) {
 		}
 	}
 	os.Exit(code)
+}
+
+// setParallel has more tests run in parallel than there are processors, as those
+// that do wait for the most part, but one at a time where figures count. It leaves
+// alone what the command line says, and fuzzing, where the flag has another meaning.
+func setParallel() {
+	given := false
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" || f.Name == "test.fuzz" })
+	switch {
+	case given:
+	case longTests:
+		flag.Set("test.parallel", "1")
+	default:
+		flag.Set("test.parallel", "8")
+	}
 }
 
 // leaks waits for goroutines and descriptors that tests left behind to end, and

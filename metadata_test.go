@@ -124,7 +124,7 @@ func TestMetadataCounts(t *testing.T) {
 			a.send(frame(FrameCall, FlagMeta, mSlow, id+1, field))
 		}
 		a.send(frame(FrameCall, FlagMeta, mSlow, 5, field))
-		a.ended("MaxRequestBytes")
+		a.closed("MaxRequestBytes")
 	})
 }
 

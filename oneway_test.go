@@ -229,6 +229,7 @@ func TestWaiterBehindAWaiter(t *testing.T) {
 }
 
 func TestSlowReceiverSlowsTheSenderAlone(t *testing.T) {
+	t.Parallel()
 	overTransports(t, func(t *testing.T, transport string) {
 		const window = 128 << 10
 		unblock := make(chan struct{})
@@ -241,22 +242,17 @@ func TestSlowReceiverSlowsTheSenderAlone(t *testing.T) {
 		}))
 		x, y := pair(t, transport, nil, &Config{Mux: m, Limits: Limits{OneWayWindow: window}})
 		until(t, "the table", func() bool { return x.Methods() != nil })
-		sent := 0
-		for {
-			ctx, cancel := context.WithTimeout(background, 50*time.Millisecond)
-			err := x.Notify(ctx, "note", make([]byte, 1000))
-			cancel()
-			if err != nil {
-				wantCode(t, err, DeadlineExceeded, true)
-				break
-			}
-			if sent++; sent > 2*window/1000 {
-				t.Fatal("the window does not stop the sender")
+		const sent = window / (1000 + messageCost)
+		ctx, cancel := context.WithTimeout(background, adversaryPatience)
+		for n := range sent {
+			if err := x.Notify(ctx, "note", make([]byte, 1000)); err != nil {
+				t.Fatalf("%d messages were sent, the window is for %d: %v", n, sent, err)
 			}
 		}
-		if want := window / (1000 + messageCost); sent != want {
-			t.Errorf("%d messages were sent, the window is for %d", sent, want)
-		}
+		cancel()
+		ctx, cancel = context.WithTimeout(background, 50*time.Millisecond)
+		wantCode(t, x.Notify(ctx, "note", make([]byte, 1000)), DeadlineExceeded, true)
+		cancel()
 		y.oneWay.mu.Lock()
 		queued := len(y.oneWay.queue)
 		y.oneWay.mu.Unlock()
@@ -265,7 +261,7 @@ func TestSlowReceiverSlowsTheSenderAlone(t *testing.T) {
 		}
 		parallelChecks(t, x, 500) // a full window stops no calls
 		parallelChecks(t, x, 10)
-		ctx, cancel := context.WithTimeout(background, 20*time.Millisecond)
+		ctx, cancel = context.WithTimeout(background, 20*time.Millisecond)
 		if err := x.Flush(ctx); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("Flush: %v", err)
 		}

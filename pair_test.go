@@ -298,6 +298,13 @@ func unseal(b []byte) (seed uint64, err error) {
 	return seed, nil
 }
 
+func writeFile(t testing.TB, name string, b []byte) {
+	t.Helper()
+	if err := os.WriteFile(name, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // serves returns a Config that serves m.
 func serves(m *Mux) *Config { return &Config{Mux: m} }
 

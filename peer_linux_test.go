@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -24,8 +23,7 @@ func init() {
 func connectsAndExits() {
 	nc, err := net.Dial("unix", strings.TrimPrefix(os.Getenv(childAddrEnv), "unix://"))
 	if err == nil {
-		cmd := exec.Command(os.Args[0])
-		cmd.Env = append(os.Environ(), childEnv+"=inherits")
+		cmd := childCommand("inherits")
 		cmd.Stderr = os.Stderr
 		var f *os.File
 		if f, err = nc.(*net.UnixConn).File(); err == nil {
@@ -63,8 +61,7 @@ func TestT08WhoInheritsAConnectionIsNotWhoConnected(t *testing.T) {
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
 	defer func() { s.Close(); <-served }()
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), childEnv+"=connects-and-exits", childAddrEnv+"="+addrURI(l.Addr()), "GORACE=atexit_sleep_ms=0")
+	cmd := childCommand("connects-and-exits", childAddrEnv+"="+addrURI(l.Addr()))
 	cmd.Stderr = os.Stderr
 	stdin, err := cmd.StdinPipe()
 	if err != nil {

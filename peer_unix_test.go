@@ -3,7 +3,6 @@
 package plugwire
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,7 +11,6 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -123,9 +121,7 @@ func dialAsOther(t *testing.T, cfg *Config, tries int) (saw dialled, refused uin
 	if fi, err := os.Stat(path); err != nil || fi.Mode() != fs.ModeSocket|0o666 {
 		t.Fatalf("the socket is %v, %v", fi.Mode(), err)
 	}
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), childEnv+"=other-dials", childAddrEnv+"=unix://"+path,
-		childTriesEnv+"="+strconv.Itoa(tries), "GORACE=atexit_sleep_ms=0")
+	cmd := childCommand("other-dials", childAddrEnv+"=unix://"+path, childTriesEnv+"="+strconv.Itoa(tries))
 	out, err := cmd.CombinedOutput()
 	if err == nil {
 		err = json.Unmarshal(out, &saw)
@@ -190,21 +186,9 @@ func TestT03ServerOfAnotherUserIsRefusedUnlessItIsListed(t *testing.T) {
 		t.Fatal(err)
 	}
 	addr := "unix://" + filepath.Join(dir, "s")
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), childEnv+"=other-serves", childAddrEnv+"="+addr, "GORACE=atexit_sleep_ms=0")
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	cmd := childCommand("other-serves", childAddrEnv+"="+addr)
+	stdin, out := startChild(t, cmd)
 	defer cmd.Process.Kill()
-	out := bufio.NewReader(stdout)
 	if line, err := out.ReadString('\n'); line != "listening: <nil>\n" {
 		t.Fatalf("the child says %q, %v", line, err)
 	}

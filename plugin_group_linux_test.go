@@ -71,13 +71,14 @@ func TestGrandchildOutOfReachDoesNotHoldUpClose(t *testing.T) {
 	lt := newLaunchTest(t, "escaped grandchild")
 	mark := rand.Text()
 	lt.cmd.Env = append(lt.cmd.Env, familyEnv+"="+mark)
+	lt.cfg.Launch.WaitDelay = 700 * time.Millisecond // which is not the default
 	p := lt.launch()
 	lt.greets(p)
 	start := time.Now()
 	if err := p.Close(); err != nil {
 		t.Error(err)
 	}
-	if took := time.Since(start); took > pipeGrace+2*time.Second {
+	if took := time.Since(start); took < lt.cfg.Launch.WaitDelay || took > lt.cfg.Launch.WaitDelay+2*time.Second {
 		t.Errorf("Close took %v", took)
 	}
 	if len(family(mark)) != 1 {

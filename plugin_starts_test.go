@@ -2,7 +2,6 @@ package plugwire
 
 import (
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -33,8 +32,7 @@ func TestManyStartsLeaveNothing(t *testing.T) {
 	var ours, bare []time.Duration
 	for range runs {
 		start := time.Now()
-		exits := exec.Command(os.Args[0])
-		exits.Env = append(os.Environ(), childEnv+"=exits", "GORACE=atexit_sleep_ms=0")
+		exits := childCommand("exits")
 		if err := exits.Run(); err != nil {
 			t.Fatal(err)
 		}

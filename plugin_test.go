@@ -75,8 +75,7 @@ var behaviours = map[string]func(){
 	"only tcp":  func() { must(ServePlugin(testPluginMux(), &Config{Transports: []string{"tcp"}})) },
 	"impatient": func() { must(ServePlugin(testPluginMux(), &Config{Launch: LaunchConfig{StartTimeout: 1}})) },
 	"holds pipes": func() {
-		cmd := exec.Command(os.Args[0])
-		cmd.Env = append(os.Environ(), childEnv+"=holdpipes")
+		cmd := childCommand("holdpipes")
 		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 		must(cmd.Start())
 		must(ServePlugin(testPluginMux(), nil))
@@ -156,6 +155,23 @@ type launchTest struct {
 
 func newLaunchTest(t *testing.T, behaviour string) *launchTest {
 	t.Helper()
+	leavesNoDescriptors(t)
+	return newParallelLaunchTest(t, behaviour)
+}
+
+// leavesNoDescriptors fails the test if there are more in the end. A test whose
+// subtests launch in parallel has it look at them together.
+func leavesNoDescriptors(t *testing.T) {
+	before := openDescriptors()
+	t.Cleanup(func() {
+		if now := openDescriptors(); now > before {
+			t.Errorf("%d descriptors, %d before", now, before)
+		}
+	})
+}
+
+func newParallelLaunchTest(t *testing.T, behaviour string) *launchTest {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "pw")
 	if err != nil {
 		t.Fatal(err)
@@ -165,7 +181,6 @@ func newLaunchTest(t *testing.T, behaviour string) *launchTest {
 		"GORACE=atexit_sleep_ms=0") // the race detector's second at every exit is not for plugins
 	lt.cfg.Unix.Dir = dir
 	lt.cfg.Launch.NoAutoMTLS = !builtWithTLS // or there would be no TCP
-	descriptors := openDescriptors()
 	t.Cleanup(func() {
 		defer os.Remove(lt.pid)
 		if err := os.Remove(dir); err != nil {
@@ -176,9 +191,6 @@ func newLaunchTest(t *testing.T, behaviour string) *launchTest {
 			eventually(t, func() bool { return !lt.alive() })
 		} else if lt.alive() {
 			t.Error("the process was left behind")
-		}
-		if now := openDescriptors(); now > descriptors {
-			t.Errorf("%d descriptors, %d before", now, descriptors)
 		}
 	})
 	return lt
@@ -432,6 +444,7 @@ func TestClosedPluginEndsItsCallsAndIsQuick(t *testing.T) {
 }
 
 func TestPluginThatDoesNotExit(t *testing.T) {
+	leavesNoDescriptors(t)
 	for behaviour, want := range map[string]struct {
 		exitTimeout time.Duration
 		says        []string
@@ -444,7 +457,8 @@ func TestPluginThatDoesNotExit(t *testing.T) {
 			if behaviour == "lingers" && runtime.GOOS == "windows" {
 				t.Skip("TestCtrlBreakAsksThePluginToEnd is about that here")
 			}
-			lt := newLaunchTest(t, behaviour)
+			t.Parallel()
+			lt := newParallelLaunchTest(t, behaviour)
 			lt.cfg.Launch.ExitTimeout = want.exitTimeout
 			err := lt.launch().Close()
 			for _, s := range want.says {

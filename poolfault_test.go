@@ -6,11 +6,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -167,17 +165,11 @@ const childAddrEnvPool = "PLUGWIRE_TEST_POOL_ADDR"
 
 func startPoolChild(t *testing.T, addr, log string) (kill func()) {
 	t.Helper()
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), childEnv+"=pool", childAddrEnvPool+"="+addr, poolLogEnv+"="+log)
-	stdin, err1 := cmd.StdinPipe()
-	stdout, err2 := cmd.StdoutPipe()
-	if err := errors.Join(err1, err2, cmd.Start()); err != nil {
-		t.Fatal(err)
-	}
+	cmd := childCommand("pool", childAddrEnvPool+"="+addr, poolLogEnv+"="+log)
+	stdin, stdout := startChild(t, cmd)
 	kill = sync.OnceFunc(func() { cmd.Process.Kill(); cmd.Wait(); stdin.Close() })
 	t.Cleanup(kill)
-	line := make([]byte, len("listening: <nil>\n"))
-	if _, err := io.ReadFull(stdout, line); err != nil || string(line) != "listening: <nil>\n" {
+	if line, err := stdout.ReadString('\n'); line != "listening: <nil>\n" {
 		t.Fatalf("the child says %q, %v", line, err)
 	}
 	return kill
@@ -329,6 +321,7 @@ func TestPoolRollingRestart(t *testing.T) {
 // its size, every call ends once, and the sums agree. It takes ten minutes with
 // PLUGWIRE_LONG.
 func TestL05PoolAtRandom(t *testing.T) {
+	t.Parallel()
 	long := time.Second
 	if os.Getenv("PLUGWIRE_LONG") != "" {
 		long = 10 * time.Minute

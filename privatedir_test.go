@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
 )
@@ -44,8 +43,7 @@ func sweepAgain(t *testing.T, parent string) (left []string) {
 
 func TestDirectoriesOfTheDeadAreSwept(t *testing.T) {
 	parent := socketDir(t)
-	server := exec.Command(os.Args[0])
-	server.Env = append(os.Environ(), childEnv+"=listen", childAddrEnv+"="+parent)
+	server := childCommand("listen", childAddrEnv+"="+parent)
 	stdout, err := server.StdoutPipe()
 	if err == nil {
 		err = server.Start()

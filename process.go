@@ -15,13 +15,18 @@ import (
 )
 
 const (
-	stderrTail  = 8 << 10                // bytes of the end of stderr that are kept for errors
-	stderrLines = 8                      // lines of it that an error quotes
-	stderrLine  = 300                    // bytes of each
-	pipeGrace   = 500 * time.Millisecond // for output still in the pipes when the process has ended; a grandchild may hold them open
+	stderrTail  = 8 << 10 // bytes of the end of stderr that are kept for errors
+	stderrLines = 8       // lines of it that an error quotes
+	stderrLine  = 300     // bytes of each
+)
+
+// The waits that Config has no field for. The first two are part of a start that
+// has failed, and end with the process; the last ends at once unless the process
+// hangs in the kernel (a dead network file system, say), where no time helps.
+const (
 	exitGrace   = 100 * time.Millisecond // for a process that seems broken to end by itself and give its reason
 	refuseGrace = 2 * time.Second        // for a process that has refused to serve to end by itself
-	killGrace   = 5 * time.Second        // for the system to end a killed process
+	killGrace   = 5 * time.Second        // for the system to end a killed process, before WaitDelay
 )
 
 // process is a plugin's process. Its stdout and stderr are read for as long as
@@ -61,7 +66,7 @@ func startProcess(template *exec.Cmd, order *launchOrder, cfg *Config) (*process
 		Err:         template.Err,
 		Stdout:      &p.stdout,
 		Stderr:      &p.stderr,
-		WaitDelay:   pipeGrace,
+		WaitDelay:   cfg.Launch.WaitDelay,
 	}
 	if order.passed != nil {
 		p.cmd.ExtraFiles = append(slices.Clip(p.cmd.ExtraFiles), order.passed)
@@ -123,14 +128,14 @@ func (p *process) wait() {
 	// Where one cannot wait for the end without reaping, the group is signalled
 	// right after: the system does not give its number away as long as the group
 	// has a member, and to hit a stranger it would have to give away that of an
-	// empty one within those microseconds.
-	ended := awaitExit(p.os)
-	if ended {
+	// empty one meanwhile.
+	if awaitExit(p.os) {
 		p.signal(syscall.SIGKILL)
 		p.reap()
-	}
-	p.err = p.cmd.Wait()
-	if !ended {
+		endGroup(p.cmd) // some systems do not tell the group of a process that has ended
+		p.err = p.cmd.Wait()
+	} else {
+		p.err = p.cmd.Wait()
 		p.reap()
 		endGroup(p.cmd)
 	}
@@ -146,10 +151,13 @@ func (p *process) wait() {
 func (p *process) signal(sig sysSignal) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.over || p.adopted != nil && p.adoptedState() != adoptedRuns {
-		return
+	switch {
+	case p.over:
+	case p.adopted != nil:
+		signalIf(p.os, func() bool { return p.adoptedState() == adoptedRuns }, sig)
+	default:
+		signalGroup(p.os, sig)
 	}
-	signalGroup(p.os, sig)
 }
 
 // reap has no signal sent any more.
@@ -189,7 +197,7 @@ func (p *process) ended(d time.Duration) bool { return closedWithin(p.done, d) }
 // kill ends the process, and its group, at once.
 func (p *process) kill() bool {
 	p.signal(syscall.SIGKILL)
-	return p.ended(killGrace)
+	return p.ended(killGrace + p.cfg.WaitDelay)
 }
 
 // stop ends the process: by the end of its stdin at once, by SIGTERM (on Windows

@@ -2,14 +2,19 @@
 
 package plugwire
 
-import "golang.org/x/sys/unix"
+import (
+	"os"
 
-// exitOf returns a descriptor that is readable when a process has exited, or -1:
-// a kqueue, out of which the event is never taken.
-func exitOf(pid int) int {
+	"golang.org/x/sys/unix"
+)
+
+// watchExit returns a descriptor that is readable when a process has exited: a
+// kqueue with that one event. The error is ESRCH for a process that has exited
+// already, or is about to.
+func watchExit(pid int) (int, error) {
 	fd, err := unix.Kqueue()
 	if err != nil {
-		return -1
+		return -1, err
 	}
 	unix.CloseOnExec(fd) // children do not inherit it anyway
 	var exit unix.Kevent_t
@@ -17,7 +22,30 @@ func exitOf(pid int) int {
 	exit.Fflags = unix.NOTE_EXIT
 	if _, err := unix.Kevent(fd, []unix.Kevent_t{exit}, nil, nil); err != nil {
 		unix.Close(fd)
-		return -1
+		return -1, err
 	}
+	return fd, nil
+}
+
+// exitOf returns a descriptor that is readable when a process has exited, or -1.
+func exitOf(pid int) int {
+	fd, _ := watchExit(pid) // out of which the event is never taken
 	return fd
+}
+
+// awaitExit waits until the child has ended, without reaping it, and reports
+// whether it could. (The event can come before the child can be reaped, but
+// then nothing stops its end any more.)
+func awaitExit(p *os.Process) bool {
+	fd, err := watchExit(p.Pid)
+	if err != nil {
+		return err == unix.ESRCH // nobody else reaps it, so it has ended
+	}
+	defer unix.Close(fd)
+	for {
+		n, err := unix.Kevent(fd, nil, make([]unix.Kevent_t, 1), nil)
+		if err != unix.EINTR {
+			return n == 1
+		}
+	}
 }

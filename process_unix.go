@@ -32,7 +32,7 @@ func ownGroup(cmd *exec.Cmd) (leads bool) {
 // joinGroup has nothing left to do.
 func joinGroup(*exec.Cmd, bool) error { return nil }
 
-// endGroup kills what a process that was reaped has left in the group it led.
+// endGroup kills what a process that has ended has left in the group it led.
 func endGroup(cmd *exec.Cmd) {
 	if a := cmd.SysProcAttr; a.Pgid == 0 || !a.Setpgid && !a.Foreground {
 		syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)

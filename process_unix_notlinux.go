@@ -2,15 +2,10 @@
 
 package plugwire
 
-import (
-	"os"
-	"os/exec"
-)
+import "os/exec"
 
 // The end of stdin, and the Unix calls of hostwatch_unix.go, do without these.
 
 func dieWithParent(*exec.Cmd) bool { return false }
 
 func wakeWithParent() {}
-
-func awaitExit(*os.Process) bool { return false }

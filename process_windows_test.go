@@ -23,8 +23,7 @@ const handleEnv = "PLUGWIRE_TEST_HANDLE"
 
 func init() {
 	children["host"] = func() { // launches a plugin, and does not end
-		cmd := exec.Command(os.Args[0])
-		cmd.Env = append(os.Environ(), childEnv+"=plugin")
+		cmd := childCommand("plugin")
 		p, err := Launch(context.Background(), cmd, nil)
 		must(err)
 		pids, err := p.Call(context.Background(), "family", nil)
@@ -34,16 +33,14 @@ func init() {
 	}
 	children["sleeps"] = forever
 	children["wrapper"] = func() {
-		cmd := exec.Command(os.Args[0])
-		cmd.Env = append(os.Environ(), childEnv+"=plugin")
+		cmd := childCommand("plugin")
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 		must(cmd.Run())
 	}
 	children["console host"] = func() {
 		fmt.Println(hasConsole())
 		for _, behaviour := range []string{"good", "lingers"} {
-			cmd := exec.Command(os.Args[0])
-			cmd.Env = append(os.Environ(), childEnv+"=plugin", behaveEnv+"="+behaviour)
+			cmd := childCommand("plugin", behaveEnv+"="+behaviour)
 			p, err := Launch(context.Background(), cmd, &Config{Launch: LaunchConfig{TermTimeout: time.Second, ExitTimeout: 20 * time.Second}})
 			must(err)
 			if behaviour == "good" { // it is asked while it serves
@@ -55,8 +52,7 @@ func init() {
 		}
 	}
 	behaviours["early family"] = func() {
-		child := exec.Command(os.Args[0])
-		child.Env = append(os.Environ(), childEnv+"=sleeps")
+		child := childCommand("sleeps")
 		child.Stdout, child.Stderr = os.Stdout, os.Stderr // holds them open
 		must(child.Start())
 		mux := testPluginMux()
@@ -129,8 +125,7 @@ func wantEnd(t *testing.T, handles []windows.Handle) {
 }
 
 func TestT22PluginAndGrandchildrenEndWithAKilledHost(t *testing.T) {
-	host := exec.Command(os.Args[0])
-	host.Env = append(os.Environ(), childEnv+"=host", behaveEnv+"=early family")
+	host := childCommand("host", behaveEnv+"=early family")
 	host.Stderr = os.Stderr
 	stdout, err := host.StdoutPipe()
 	if err != nil {
@@ -198,8 +193,7 @@ func TestPluginBehindAWrapperIsInItsJob(t *testing.T) {
 // serves that ends it in order, and afterwards as it ends any program.
 func TestCtrlBreakAsksThePluginToEnd(t *testing.T) {
 	skipUnderWine(t, "there is no console without a terminal, and no Ctrl-Break with one")
-	host := exec.Command(os.Args[0])
-	host.Env = append(os.Environ(), childEnv+"=console host")
+	host := childCommand("console host")
 	host.SysProcAttr = &syscall.SysProcAttr{CreationFlags: windows.CREATE_NO_WINDOW} // but with a console, whatever the test has
 	var stderr strings.Builder
 	host.Stderr = &stderr

@@ -27,28 +27,26 @@ func buildReadme(t *testing.T) (dir string) {
 		t.Fatal(err)
 	}
 	dir = t.TempDir()
+	// The programs are seen by the go command as if they were in this module.
+	replace := make(map[string]string)
 	for program, first := range map[string]string{"greeter": "```go\n// plugin\n", "host": "```go\n// host\n"} {
 		_, code, ok := strings.Cut(string(readme), first)
 		if code, _, _ = strings.Cut(code, "```\n"); !ok {
 			t.Fatalf("the README has no block that begins with %q", first)
 		}
-		// The program is seen by the go command as if it were in this module.
 		source := filepath.Join(dir, program+".go")
-		if err := os.WriteFile(source, []byte(code), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		overlay := filepath.Join(dir, program+".json")
-		text, err := json.Marshal(map[string]any{"Replace": map[string]string{filepath.Join(here, "readme-"+program, "main.go"): source}})
-		if err == nil {
-			err = os.WriteFile(overlay, text, 0o600)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		cmd := exec.Command(goTool, "build", "-buildvcs=false", "-overlay", overlay, "-o", filepath.Join(dir, program), "./readme-"+program)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("%v: %s", err, out)
-		}
+		writeFile(t, source, []byte(code))
+		replace[filepath.Join(here, "readme", program, "main.go")] = source
+	}
+	text, err := json.Marshal(map[string]any{"Replace": replace})
+	if err != nil {
+		t.Fatal(err)
+	}
+	overlay := filepath.Join(dir, "overlay.json")
+	writeFile(t, overlay, text)
+	cmd := exec.Command(goTool, "build", "-buildvcs=false", "-overlay", overlay, "-o", dir, "./readme/greeter", "./readme/host")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
 	}
 	return dir
 }

@@ -28,8 +28,7 @@ func init() {
 		must(err)
 		cfg.Transports = []string{transport}
 		cfg.Unix.Dir = os.Getenv("PLUGWIRE_TEST_DIR")
-		cmd := exec.Command(os.Args[0])
-		cmd.Env = append(os.Environ(), childEnv+"=plugin")
+		cmd := childCommand("plugin")
 		var p *Plugin
 		if text := os.Getenv(attachEnv); text == "" {
 			p, err = Launch(background, cmd, &cfg)
@@ -167,8 +166,7 @@ func TestDetachedPluginEndsByItself(t *testing.T) {
 }
 
 func TestReattachToAStranger(t *testing.T) {
-	stranger := exec.Command(os.Args[0])
-	stranger.Env = append(os.Environ(), childEnv+"=stranger")
+	stranger := childCommand("stranger")
 	stdin, err := stranger.StdinPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -101,8 +101,10 @@ func TestSelectionTable(t *testing.T) {
 	if len(rows) < 20 {
 		t.Fatalf("%d rows", len(rows))
 	}
+	leavesNoDescriptors(t)
 	for _, r := range rows {
 		t.Run(fmt.Sprintf("%+v", r), func(t *testing.T) {
+			t.Parallel()
 			pf := choicePlatforms[r.platform]
 			if pf == nil {
 				t.Fatalf("platform %q", r.platform)
@@ -117,7 +119,7 @@ func TestSelectionTable(t *testing.T) {
 			if runtime.GOOS != "linux" || r.platform != "Linux" && r.platform != "Linux without TLS" || pf.tls != here.tls {
 				return
 			}
-			lt := newLaunchTest(t, "fails")
+			lt := newParallelLaunchTest(t, "fails")
 			lt.cmd.Env = append(lt.cmd.Env, failsEnv+"="+r.failures)
 			dir := lt.cfg.Unix.Dir
 			lt.cfg = r.config(t)

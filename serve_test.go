@@ -53,6 +53,7 @@ func parallelChecks(t *testing.T, c Caller, n int) {
 }
 
 func TestALoneBadHandlerHarmsNoOtherCall(t *testing.T) {
+	t.Parallel()
 	overTransports(t, func(t *testing.T, transport string) {
 		unblock := make(chan struct{})
 		m := echoMux(unblock)

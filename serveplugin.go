@@ -25,8 +25,9 @@ import (
 // In a process that got no order from a host in its environment it looks at stdin,
 // if that is a pipe or a socket, since a host that launches "ssh HOST PLUGIN" with
 // the transport "stdio" sends its order there. What comes instead of one is put
-// back. A stdin that stays silent is waited for: a second, or StartTimeout when
-// Config.Transports names "stdio", or not at all when it names only others.
+// back, in a new pipe; on Unix a socket stays as it is, and only a connected stream
+// is looked at. A stdin that stays silent is waited for: a second, or StartTimeout
+// when Config.Transports names "stdio", or not at all when it names only others.
 //
 // It returns nil after an orderly end: the host closed the connection or ended
 // itself, or this process got SIGTERM (on Windows, Ctrl-Break too). Requests that were received are then

@@ -148,6 +148,7 @@ func TestServerCloseEndsEverythingAtOnce(t *testing.T) {
 }
 
 func TestContextEndsServerShutdown(t *testing.T) {
+	t.Parallel()
 	overTransports(t, func(t *testing.T, transport string) {
 		unblock := make(chan struct{})
 		defer close(unblock)
@@ -191,6 +192,7 @@ func (l *shortOfDescriptors) Accept() (net.Conn, error) {
 }
 
 func TestAcceptBacksOff(t *testing.T) {
+	t.Parallel()
 	plainOnly(t)
 	watchdog(t)
 	s := &Server{Mux: echoMux(nil)}
@@ -236,6 +238,7 @@ func TestAcceptBacksOff(t *testing.T) {
 // T21: where descriptors have run out, a connection that ends may be what was
 // lacking, however long the pause has become.
 func TestT21AConnectionThatEndsEndsThePause(t *testing.T) {
+	t.Parallel()
 	watchdog(t)
 	s := &Server{Mux: echoMux(nil)}
 	l, err := s.Listen("tcp:")
@@ -367,9 +370,10 @@ func TestOnConn(t *testing.T) {
 }
 
 func TestOnConnMayClose(t *testing.T) {
+	t.Parallel()
 	overTransports(t, func(t *testing.T, transport string) {
 		m := echoMux(nil)
-		_, addr, _ := served(t, transport, m, &Config{CloseTimeout: 200 * time.Millisecond, OnConn: func(c *Conn) { c.Close() }})
+		_, addr, _ := served(t, transport, m, &Config{CloseTimeout: 50 * time.Millisecond, OnConn: func(c *Conn) { c.Close() }})
 		c, err := Dial(background, addr, testConfig(nil))
 		if err == nil {
 			if _, err := c.Call(background, "echo", nil); err == nil {

@@ -262,7 +262,7 @@ func TestFloodOfRefusedCallsIsBounded(t *testing.T) {
 	overTransports(t, func(t *testing.T, transport string) {
 		for _, how := range []string{"unknown method", "aborted", "overdue"} {
 			cfg := serves(echoMux(nil))
-			cfg.CloseTimeout = 50 * time.Millisecond
+			cfg.CloseTimeout = 5 * time.Millisecond
 			c, peer := scripted(t, transport, cfg)
 			var one []byte
 			switch how {

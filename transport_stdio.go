@@ -112,7 +112,12 @@ func (c *stdioConn) SetWriteDeadline(t time.Time) error {
 // was read is put back, for a program that may have other uses for its stdin.
 func orderFromStdin(wait time.Duration) (string, error) {
 	info, err := os.Stdin.Stat()
-	if err != nil || wait <= 0 || info.Mode()&(os.ModeNamedPipe|os.ModeSocket) == 0 {
+	switch {
+	case err != nil || wait <= 0:
+		return "", nil
+	case info.Mode()&os.ModeSocket != 0:
+		return orderFromSocket(wait), nil
+	case info.Mode()&os.ModeNamedPipe == 0:
 		return "", nil
 	}
 	in, err := dupStdin()
@@ -125,7 +130,7 @@ func orderFromStdin(wait time.Duration) (string, error) {
 	}
 	read := make(chan result, 1)
 	go func() {
-		line, is := readOrderLine(in)
+		line, is, _ := readOrderLine(in)
 		read <- result{line, is}
 	}()
 	timer := time.NewTimer(wait)
@@ -134,7 +139,7 @@ func orderFromStdin(wait time.Duration) (string, error) {
 	case r := <-read:
 		if r.is {
 			in.Close()
-			return string(r.line[len(launchVar)+1 : len(r.line)-1]), nil
+			return orderOf(r.line), nil
 		}
 		return "", unreadStdin(func() []byte { return r.line }, in)
 	case <-timer.C:
@@ -143,25 +148,28 @@ func orderFromStdin(wait time.Duration) (string, error) {
 }
 
 // readOrderLine reads up to the end of a line that is an order, and of anything
-// else no more than it takes to see that it is none.
-func readOrderLine(in io.Reader) (line []byte, is bool) {
+// else no more than it takes to see that it is none. err says that in ended before.
+func readOrderLine(in io.Reader) (line []byte, is bool, err error) {
 	prefix := []byte(launchVar + "=")
 	var b [1]byte
 	for len(line) < maxLaunchLine {
 		if _, err := io.ReadFull(in, b[:]); err != nil {
-			return line, false
+			return line, false, err
 		}
 		line = append(line, b[0])
 		n := min(len(line), len(prefix))
 		switch {
 		case !bytes.Equal(line[:n], prefix[:n]):
-			return line, false
+			return line, false, nil
 		case b[0] == '\n':
-			return line, true
+			return line, true, nil
 		}
 	}
-	return line, false
+	return line, false, nil
 }
+
+// orderOf is the order in a line that is one.
+func orderOf(line []byte) string { return string(line[len(launchVar)+1 : len(line)-1]) }
 
 // unreadStdin has stdin begin again with what was read of it, which is known once
 // read returns, before the rest.

@@ -3,8 +3,10 @@
 package plugwire
 
 import (
+	"bytes"
 	"os"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -32,6 +34,53 @@ func dupStdin() (*os.File, error) {
 func replaceStdin(f *os.File) error {
 	defer f.Close()
 	return dup2(int(f.Fd()), 0)
+}
+
+// orderFromSocket is orderFromStdin for a socket, as some versions of sshd make
+// of it. It takes nothing but an order: a program that inetd or systemd has
+// started finds its socket as it was. What is no connected stream brings none.
+func orderFromSocket(wait time.Duration) string {
+	kind, err := unix.GetsockoptInt(0, unix.SOL_SOCKET, unix.SO_TYPE)
+	if err != nil || kind != unix.SOCK_STREAM {
+		return ""
+	}
+	if _, err := unix.Getpeername(0); err != nil { // it listens
+		return ""
+	}
+	b := make([]byte, maxLaunchLine)
+	for start := time.Now(); time.Since(start) < wait; {
+		fds := []unix.PollFd{{Fd: 0, Events: unix.POLLIN}}
+		if n, err := unix.Poll(fds, int(stdinPoll.Milliseconds())); n == 0 || err == unix.EINTR {
+			continue
+		}
+		n, _, _ := unix.Recvfrom(0, b, unix.MSG_PEEK)
+		if n <= 0 {
+			return ""
+		}
+		line, is, err := readOrderLine(bytes.NewReader(b[:n]))
+		switch {
+		case is:
+			return takeOrder(line)
+		case err == nil:
+			return ""
+		}
+		time.Sleep(stdinPoll) // for the rest of it
+	}
+	return ""
+}
+
+const stdinPoll = 10 * time.Millisecond
+
+// takeOrder takes the line from stdin, where it was seen, and returns the order.
+func takeOrder(line []byte) string {
+	for n := 0; n < len(line); {
+		k, err := unix.Read(0, line[n:])
+		if err != nil && err != unix.EINTR || k == 0 {
+			return ""
+		}
+		n += max(k, 0)
+	}
+	return orderOf(line)
 }
 
 // dupStdio returns stdin and stdout as files with deadlines, which leave the

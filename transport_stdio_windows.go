@@ -2,6 +2,7 @@ package plugwire
 
 import (
 	"os"
+	"time"
 
 	"golang.org/x/sys/windows"
 )
@@ -13,6 +14,9 @@ func replaceStdin(f *os.File) error {
 	os.Stdin = f
 	return windows.SetStdHandle(windows.STD_INPUT_HANDLE, windows.Handle(f.Fd()))
 }
+
+// orderFromSocket is not called: package os takes sockets for pipes.
+func orderFromSocket(time.Duration) string { return "" }
 
 func dupStdio() (in, out *os.File, err error) {
 	if in, err = dupFile(os.Stdin); err != nil {

@@ -3,7 +3,6 @@
 package plugwire
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -80,26 +79,14 @@ func activate(t *testing.T, addrs, names string, sockets []*os.File, env ...stri
 	if err != nil {
 		t.Skip("no shell that could set LISTEN_PID:", err)
 	}
-	cmd := exec.Command(sh, "-c", `LISTEN_PID=${LISTEN_PID-$$} exec "$0"`, os.Args[0])
+	cmd := childCommand("activated", childAddrEnv+"="+addrs, "LISTEN_FDS="+strconv.Itoa(len(sockets)))
+	cmd.Path, cmd.Args = sh, []string{sh, "-c", `LISTEN_PID=${LISTEN_PID-$$} exec "$0"`, os.Args[0]}
 	cmd.ExtraFiles = sockets
-	cmd.Env = append(os.Environ(), childEnv+"=activated", childAddrEnv+"="+addrs, "LISTEN_FDS="+strconv.Itoa(len(sockets)),
-		"GORACE=atexit_sleep_ms=0")
 	if names != "" {
 		cmd.Env = append(cmd.Env, "LISTEN_FDNAMES="+names)
 	}
 	cmd.Env = append(cmd.Env, env...)
-	cmd.Stderr = os.Stderr
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	stdin, stdout := startChild(t, cmd)
 	stopped := false
 	stop = func() {
 		if !stopped {
@@ -111,9 +98,8 @@ func activate(t *testing.T, addrs, names string, sockets []*os.File, env ...stri
 		}
 	}
 	t.Cleanup(stop)
-	r := bufio.NewReader(stdout)
 	for range len(strings.Fields(addrs)) + 1 {
-		line, err := r.ReadString('\n')
+		line, err := stdout.ReadString('\n')
 		if err != nil {
 			t.Fatalf("the child says %q and %q, %v", lines, line, err)
 		}

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -136,10 +135,8 @@ func runWatchModes(t *testing.T, umask, mode string, listens int) (last, seen ma
 	if err := os.Chmod(dir, 0o755); err != nil { // only the socket's mode protects it
 		t.Fatal(err)
 	}
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), childEnv+"=unix-modes", childUmaskEnv+"="+umask, childModeEnv+"="+mode,
-		childListensEnv+"="+strconv.Itoa(listens), childAddrEnv+"=unix://"+filepath.Join(dir, "x"),
-		"GORACE=atexit_sleep_ms=0") // by default a child with the race detector takes a second to exit
+	cmd := childCommand("unix-modes", childUmaskEnv+"="+umask, childModeEnv+"="+mode,
+		childListensEnv+"="+strconv.Itoa(listens), childAddrEnv+"=unix://"+filepath.Join(dir, "x"))
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
@@ -222,6 +219,7 @@ func TestListenLeavesTheUmaskAlone(t *testing.T) {
 
 // Only Linux tells a full backlog from a server that is gone.
 func TestDialWaitsWhileTheBacklogIsFull(t *testing.T) {
+	t.Parallel()
 	ln := listenUnix(t, "unix:", nil)
 	addr := addrURI(ln.Addr())
 	cfg := new(Config).withDefaults()
@@ -429,8 +427,7 @@ func TestWithoutProcOnlyLongPathsFail(t *testing.T) {
 		t.Skip("only root can have another root directory")
 	}
 	dir := socketDir(t)
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), childEnv+"=unix-no-proc", childAddrEnv+"="+dir, "GORACE=atexit_sleep_ms=0")
+	cmd := childCommand("unix-no-proc", childAddrEnv+"="+dir)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)

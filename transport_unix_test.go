@@ -3,7 +3,6 @@
 package plugwire
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -39,25 +38,14 @@ func listenUntilKilled() {
 // startListenChild starts a child that serves addr and returns when it does.
 func startListenChild(t *testing.T, addr string) *exec.Cmd {
 	t.Helper()
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), childEnv+"=unix-listen", childAddrEnv+"="+addr, "GORACE=atexit_sleep_ms=0")
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	cmd := childCommand("unix-listen", childAddrEnv+"="+addr)
+	stdin, stdout := startChild(t, cmd)
 	t.Cleanup(func() {
 		stdin.Close()
 		cmd.Process.Kill()
 		cmd.Wait()
 	})
-	if line, err := bufio.NewReader(stdout).ReadString('\n'); line != "listening: <nil>\n" {
+	if line, err := stdout.ReadString('\n'); line != "listening: <nil>\n" {
 		t.Fatalf("the child says %q, %v", line, err)
 	}
 	return cmd

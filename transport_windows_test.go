@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"runtime"
 	"strconv"
 	"strings"
@@ -451,8 +450,7 @@ func TestNamedPipePeer(t *testing.T) {
 		return reply, nil
 	}))
 	_, addr, _ := served(t, "npipe", m, nil)
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), childEnv+"=npipe client", npipeAddrEnv+"="+addr)
+	cmd := childCommand("npipe client", npipeAddrEnv+"="+addr)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	if err := cmd.Run(); err != nil {

@@ -188,9 +188,11 @@ var troubles = map[string]func(*testing.T) error{
 		return err
 	},
 	"Starting a plugin/reattaching, taken": func(t *testing.T) error {
-		lt := newLaunchTest(t, "good")
+		lt := newParallelLaunchTest(t, "good")
 		lt.cfg.Launch.Detach = time.Minute
-		a, err := lt.launch().Attachment()
+		p := lt.launch()
+		lt.greets(p) // or the plugin may not have seen yet that it has a host
+		a, err := p.Attachment()
 		if err == nil {
 			_, err = Reattach(t.Context(), a, lt.cfg)
 		}
@@ -229,8 +231,12 @@ var troubles = map[string]func(*testing.T) error{
 
 func TestTroubleshootingHasTheWordsOfEachError(t *testing.T) {
 	page := troubleshootingPage(t)
+	leavesNoDescriptors(t)
 	for row, provoke := range troubles {
 		t.Run(strings.ReplaceAll(row, " ", "-"), func(t *testing.T) {
+			if strings.HasPrefix(row, "Starting a plugin/") { // others change the environment or the umask
+				t.Parallel()
+			}
 			text, ok := page[row]
 			if !ok {
 				t.Fatal("docs/TROUBLESHOOTING.md has no such row")
@@ -299,8 +305,7 @@ func fileWith(t *testing.T, text string, mode os.FileMode) string {
 
 func troubleOfChild(t *testing.T, op, addr string) error {
 	t.Helper()
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), childEnv+"=trouble", childTroubleEnv+"="+op, childAddrEnv+"="+addr, "GORACE=atexit_sleep_ms=0")
+	cmd := childCommand("trouble", childTroubleEnv+"="+op, childAddrEnv+"="+addr)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v: %s", err, out)
@@ -347,7 +352,7 @@ func certificateTrouble(t *testing.T, name string, edit func(*x509.Certificate),
 // launchTrouble launches the plugin with the behaviour, after arrange, if any.
 func launchTrouble(t *testing.T, behaviour string, arrange func(*launchTest)) error {
 	t.Helper()
-	lt := newLaunchTest(t, behaviour)
+	lt := newParallelLaunchTest(t, behaviour)
 	if arrange != nil {
 		arrange(lt)
 	}

@@ -221,7 +221,39 @@ func (x *examination) transports(cfg *plugwire.Config) {
 	}
 	if len(offered) == 0 {
 		x.fail("", "this platform offers no transport")
+		return
 	}
+	for _, l := range launchOnly {
+		if l.scheme == "socketpair" && !slices.Contains(offered, "unix") {
+			x.line("no", l.scheme, "a plugin inherits no socket on "+runtime.GOOS)
+		} else if took, err := x.tryLaunch(l.scheme); err != nil {
+			x.explain(l.scheme, err)
+		} else {
+			x.ok(l.scheme, "for %s; a ping takes %v", l.purpose, round(took))
+		}
+	}
+}
+
+// launchOnly are the transports of launches alone, which have to be asked for.
+var launchOnly = []struct{ scheme, purpose string }{
+	{"socketpair", "plugins that inherit their end, with Config.Transports: nothing listens and no file system has a name"},
+	{"stdio", `plugins behind a command such as "ssh HOST PLUGIN", with Config.Transports: stdin and stdout are the connection`},
+}
+
+// tryLaunch launches this program as a plugin, and pings.
+func (x *examination) tryLaunch(scheme string) (took time.Duration, err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return 0, err
+	}
+	p, err := plugwire.Launch(x.ctx, exec.Command(self, asPlugin), &plugwire.Config{Transports: []string{scheme}})
+	if err != nil {
+		return 0, err
+	}
+	defer p.Close()
+	ctx, cancel := context.WithTimeout(x.ctx, patience)
+	defer cancel()
+	return p.Conn().Ping(ctx)
 }
 
 // try listens with a transport, connects, and pings.

@@ -14,6 +14,13 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files")
 
+func TestMain(m *testing.M) {
+	if len(os.Args) == 2 && os.Args[1] == asPlugin { // the doctor's own plugin is this program
+		main()
+	}
+	os.Exit(m.Run())
+}
+
 // patients are the plugins under testdata/plugins: a directory is a Go program, a
 // file is executed as it is. Those with exitBroken are broken as their names say.
 var patients = []struct {

@@ -10,6 +10,8 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+
+	"github.com/plugwire/plugwire"
 )
 
 // The exit statuses.
@@ -28,6 +30,9 @@ is broken, and 2 when it was called wrongly.
 
 `
 
+// asPlugin is the argument with which doctor launches this program.
+const asPlugin = "as-plugin"
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	status := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
@@ -37,6 +42,13 @@ func main() {
 
 // run is main without what belongs to the process.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) (status int) {
+	if len(args) == 1 && args[0] == asPlugin {
+		if err := plugwire.ServePlugin(plugwire.NewMux(), nil); err != nil {
+			fmt.Fprintln(stderr, err)
+			return exitBroken
+		}
+		return exitWell
+	}
 	if len(args) == 0 || args[0] != "doctor" {
 		fmt.Fprint(stderr, usage)
 		return exitUsage
