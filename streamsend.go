@@ -29,18 +29,19 @@ func (s *Stream) send(ctx context.Context, msg []byte) error {
 			c.out.Queue(ctx)
 			return nil
 		}
+	}
+	if err := s.sendSlow(ctx, msg); err != nil {
+		c.out.Unlock()
+		return err
+	}
+	if len(msg) <= c.limits.frame {
 		if len(msg) >= batch.Large && c.out.Idle() {
-			s.left -= cost
-			c.streamSent++
 			b := c.out.Head(frameHeaderLen)
 			putHeader(b, FrameData, s.back, 0, s.id, len(msg))
 			c.out.QueueDirect(ctx, b, msg)
 			return nil
 		}
-	}
-	if err := s.sendSlow(ctx, msg); err != nil {
-		c.out.Unlock()
-		return err
+		c.out.Put(append(appendHeader(c.out.Buffer(), FrameData, s.back, 0, s.id, len(msg)), msg...))
 	}
 	c.out.Queue(ctx)
 	return nil
@@ -53,8 +54,9 @@ func fitsWindow(window, left, cost int) bool {
 	return cost <= left || left > window-window/4
 }
 
-// sendSlow sends a message against which something may stand: it waits until
-// nothing does. It is called and returns with out's lock held.
+// sendSlow is for a message against which something may stand: it waits until
+// nothing does. One of several frames it sends, for another there is room when it
+// returns. It is called and returns with out's lock held.
 func (s *Stream) sendSlow(ctx context.Context, msg []byte) error {
 	c := s.conn
 	cost := len(msg) + messageCost
@@ -105,8 +107,6 @@ func (s *Stream) sendSlow(ctx context.Context, msg []byte) error {
 	var err error
 	if len(msg) > c.limits.frame {
 		err = s.sendLong(ctx, &m)
-	} else {
-		c.out.Put(m.append(c.out.Buffer(), len(msg)))
 	}
 	s.ready = s.err == nil && !s.sending && s.gate.Empty()
 	if err == nil {
