@@ -209,13 +209,6 @@ func takeStdio() (*stdioConn, error) {
 	return newStdioConn(in, out), nil
 }
 
-// same reports whether two files lead to the same place.
-func same(a, b *os.File) bool {
-	x, err1 := a.Stat()
-	y, err2 := b.Stat()
-	return err1 == nil && err2 == nil && os.SameFile(x, y) && x.Mode()&(os.ModeNamedPipe|os.ModeSocket|os.ModeDevice) != 0
-}
-
 // hostStdio is what the host has of a connection over stdio: the end of stdin
 // that it writes to, and what launchOutput passes on from stdout.
 func hostStdio(stdin io.WriteCloser, o *launchOutput) (*stdioConn, error) {

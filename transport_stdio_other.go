@@ -8,6 +8,7 @@ import (
 	"time"
 )
 
+func same(a, b *os.File) bool                 { return false }
 func orderFromSocket(time.Duration) string    { return "" }
 func dupStdin() (*os.File, error)             { return nil, errors.ErrUnsupported }
 func replaceStdin(f *os.File) error           { return f.Close() }

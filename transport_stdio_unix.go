@@ -104,3 +104,10 @@ func dupPollable(fd int) (*os.File, error) {
 	unix.SetNonblock(n, true) // what cannot be stays as it is, without deadlines
 	return os.NewFile(uintptr(n), "stdio"), nil
 }
+
+// same reports whether two files lead to the same place.
+func same(a, b *os.File) bool {
+	x, err1 := a.Stat()
+	y, err2 := b.Stat()
+	return err1 == nil && err2 == nil && os.SameFile(x, y) && x.Mode()&(os.ModeNamedPipe|os.ModeSocket|os.ModeDevice) != 0
+}

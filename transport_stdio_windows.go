@@ -40,3 +40,15 @@ func dupFile(f *os.File) (*os.File, error) {
 	}
 	return os.NewFile(uintptr(h), f.Name()), nil
 }
+
+var compareObjectHandles = windows.NewLazySystemDLL("kernelbase.dll").NewProc("CompareObjectHandles")
+
+// same reports whether two files lead to the same place: os.SameFile takes all
+// pipes for one.
+func same(a, b *os.File) bool {
+	if compareObjectHandles.Find() != nil {
+		return a.Fd() == b.Fd()
+	}
+	equal, _, _ := compareObjectHandles.Call(a.Fd(), b.Fd())
+	return equal != 0
+}
