@@ -305,7 +305,7 @@ var streamAcceptorScripts = []streamScript{
 
 	// Deadlines.
 	{name: "deadline", send: frame(FrameOpen, FlagDeadline, sWait, 1, uint64(5e6)), want: []string{"CLOSE BACK|LAST 4 #1"}},
-	{name: "deadline while it receives", send: frame(FrameOpen, FlagDeadline, sRecv, 1, uint64(5e6)), want: []string{"CLOSE BACK|LAST 4 #1"}},
+	{name: "deadline while it receives", send: frame(FrameOpen, FlagDeadline, sRecv, 1, uint64(50e6)), want: []string{"CLOSE BACK|LAST 4 #1"}},
 	{name: "deadline passed", send: frame(FrameOpen, FlagDeadline, sRecv, 1, uint64(0)), want: []string{"RESET BACK|LAST|NOTRUN 4 #1"}},
 	{name: "deadline out of range", send: frame(FrameOpen, FlagDeadline, sWait, 1, uint64(1<<63)), closed: "out of range"},
 	{name: "deadline cut short", send: frame(FrameOpen, FlagDeadline, sWait, 1, "1234567"), closed: "shorter"},
