@@ -128,7 +128,7 @@ func open(ctx context.Context, nc net.Conn, dialler bool, addr string, cfg *Conf
 	nc.SetDeadline(time.Now().Add(cfg.HandshakeTimeout)) // before ctx can move it
 	moved := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() { nc.SetDeadline(time.Unix(1, 0)); close(moved) })
-	nc2, err := cfg.secure(nc, dialler, hostOf(addr), peer)
+	nc2, err := cfg.secure(ctx, nc, dialler, hostOf(addr), peer)
 	if err == nil && cfg.hasTLS() {
 		if err = cfg.askAuthorize(peer); err != nil {
 			refusePeer(ctx, nc2, dialler, cfg, err)

@@ -43,7 +43,7 @@ func scripted(t testing.TB, transport string, cfg *Config) (*Conn, *scriptedPeer
 		}
 		opened <- c
 	}()
-	nc, err := testConfig(cfg).secure(nc, true, "", new(Peer))
+	nc, err := testConfig(cfg).secure(background, nc, true, "", new(Peer))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -68,6 +69,25 @@ type Server struct {
 	handshakes map[*greeting]struct{}
 	accepted   []*greeting   // those of Serve that have not been made to end, the oldest first
 	quiet      chan struct{} // closed and replaced when a connection ends
+}
+
+// arrivals counts the connections that were accepted. The number of each is its
+// rank among those who wait for a turn to be greeted.
+var arrivals atomic.Uint64
+
+type rankKey struct{}
+
+// withRank returns ctx for the handshake of the connection that came last.
+func withRank(ctx context.Context) context.Context {
+	return context.WithValue(ctx, rankKey{}, arrivals.Add(1))
+}
+
+// rankOf returns the rank that withRank gave, or that of who comes now.
+func rankOf(ctx context.Context) uint64 {
+	if rank, ok := ctx.Value(rankKey{}).(uint64); ok {
+		return rank
+	}
+	return arrivals.Add(1)
 }
 
 // A greeting is a connection that is in its handshake.
@@ -195,7 +215,7 @@ var errCrowdedOut = errors.New("plugwire: ended to make room for a newer connect
 // out until the deadline. Connections that have proven themselves keep their
 // places.
 func (s *Server) greet(nc net.Conn, cfg *Config) {
-	ctx, end := context.WithCancelCause(s.starting)
+	ctx, end := context.WithCancelCause(withRank(s.starting))
 	g := &greeting{nc, end}
 	s.mu.Lock()
 	room := cfg.Limits.MaxConns - len(s.conns)

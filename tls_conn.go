@@ -3,6 +3,7 @@
 package plugwire
 
 import (
+	"context"
 	"crypto/tls"
 	"encoding/binary"
 	"errors"
@@ -18,10 +19,10 @@ import (
 // the system calls, as it does without TLS: one for many records, by whoever is
 // there, and without waiting.
 
-// secure runs the TLS handshake over nc, within nc's deadline, when Config.TLS is
-// set, and takes in who the other side is. host is that of the dialled address,
+// secure runs the TLS handshake over nc, within ctx and nc's deadline, when
+// Config.TLS is set, and takes in who the other side is. host is that of the dialled address,
 // or "". The other side is told what it is refused for.
-func (c *Config) secure(nc net.Conn, dialler bool, host string, peer *Peer) (net.Conn, error) {
+func (c *Config) secure(ctx context.Context, nc net.Conn, dialler bool, host string, peer *Peer) (net.Conn, error) {
 	if !c.hasTLS() {
 		return nc, nil
 	}
@@ -34,9 +35,15 @@ func (c *Config) secure(nc net.Conn, dialler bool, host string, peer *Peer) (net
 	if dialler {
 		t.tls = tls.Client(records, settings)
 	} else {
+		ctx, cancel := context.WithTimeout(ctx, c.HandshakeTimeout) // nc's deadline has no turn end
+		defer cancel()
+		t.turn = takeTurns(ctx, settings)
 		t.tls = tls.Server(records, settings)
 	}
-	if err := t.tls.Handshake(); err != nil {
+	err = t.tls.Handshake()
+	t.turn.end()
+	t.turn = nil
+	if err != nil {
 		return nil, t.refusal(err)
 	}
 	peer.identify(t.tls.ConnectionState(), &c.TLS)
@@ -49,7 +56,8 @@ type tlsConn struct {
 	net.Conn // below: addresses, deadlines, Close
 	tls      *tls.Conn
 	dialler  bool
-	live     bool // a Conn makes the system calls
+	turn     *handshakeTurn // nil in what needs none
+	live     bool           // a Conn makes the system calls
 
 	// Received records that crypto/tls has not taken. They belong to who reads.
 	in     *readBuffer // nil while there are none
@@ -173,6 +181,7 @@ func (r *tlsRecords) SetWriteDeadline(time.Time) error { return nil }
 
 func (r *tlsRecords) Write(b []byte) (int, error) {
 	if !r.live {
+		r.turn.end()
 		if err := writeAll(r.Conn, b); err != nil { // crypto/tls does not look at how many were taken
 			return 0, err
 		}
@@ -221,11 +230,12 @@ func (r *tlsRecords) fill() error {
 	if r.live {
 		return errNoRecord
 	}
+	r.turn.end()
 	t := (*tlsConn)(r)
 	n, err := r.Conn.Read(t.space())
 	t.received(n)
 	if n > 0 {
-		err = nil
+		err = r.turn.begin()
 	}
 	return err
 }

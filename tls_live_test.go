@@ -187,8 +187,8 @@ func TestT25ProofBelongsToItsTLSConnection(t *testing.T) {
 	b, accepted := socketPair(t, "unix")
 	var between sync.WaitGroup
 	between.Go(func() {
-		x, err1 := cfg.secure(a, false, "", new(Peer))
-		y, err2 := cfg.secure(b, true, "", new(Peer))
+		x, err1 := cfg.secure(background, a, false, "", new(Peer))
+		y, err2 := cfg.secure(background, b, true, "", new(Peer))
 		if err1 != nil || err2 != nil {
 			t.Errorf("who sits between is not let in: %v, %v", err1, err2)
 			return

@@ -2,7 +2,10 @@
 
 package plugwire
 
-import "net"
+import (
+	"context"
+	"net"
+)
 
 const builtWithTLS = false
 
@@ -29,7 +32,7 @@ func autoTLSOf(commonName string, _ []byte) (TLSConfig, error) {
 func (*TLSConfig) autoTLSKey() ([]byte, error) { return nil, nil }
 
 // secure returns nc: checkTLS, which comes first, has refused what it cannot do.
-func (c *Config) secure(nc net.Conn, dialler bool, host string, _ *Peer) (net.Conn, error) {
+func (c *Config) secure(_ context.Context, nc net.Conn, dialler bool, host string, _ *Peer) (net.Conn, error) {
 	return nc, c.checkTLS(dialler, host)
 }
 

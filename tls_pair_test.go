@@ -24,7 +24,7 @@ func stallsOverTLS(t *testing.T) []stall {
 	ours, theirs := net.Pipe()
 	defer ours.Close()
 	go func() {
-		testConfig(&Config{TLS: testTLS()}).secure(theirs, true, "", new(Peer))
+		testConfig(&Config{TLS: testTLS()}).secure(background, theirs, true, "", new(Peer))
 		theirs.Close()
 	}()
 	hello := make([]byte, 4096)

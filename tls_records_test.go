@@ -87,7 +87,7 @@ func metered(t *testing.T, nc net.Conn, dialler bool, cfg *Config) (c *Conn, m *
 		return
 	}
 	start := time.Now()
-	secured, err := cfg.secure(nc, dialler, "", peer)
+	secured, err := cfg.secure(background, nc, dialler, "", peer)
 	took = time.Since(start)
 	if err != nil {
 		t.Error(err)
