@@ -171,7 +171,7 @@ func (c *Conn) Do(ctx context.Context, call *Call) error {
 			return false
 		}
 	}
-	if alone && c.borrow(over) {
+	if alone && c.borrow(over, nil) {
 		call.join()
 		return call.Err
 	}
@@ -447,7 +447,7 @@ func (c *Conn) wait(ctx context.Context, g *batch.Gate, open func() bool, only b
 	alone := c.expecting.Add(1) == 1
 	c.out.Unlock()
 	c.out.Flush()
-	if only && alone && c.borrow(over) {
+	if only && alone && c.borrow(over, nil) {
 		c.out.Lock()
 		return nil
 	}

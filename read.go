@@ -67,7 +67,8 @@ type reader struct {
 
 	// Of fill and receive.
 	readFunc func(fd uintptr) bool
-	waited   bool // for something to arrive
+	direct   *directInput // where receive reads to; nil: to space
+	waited   bool         // for something to arrive
 	n        int
 	err      error
 }
@@ -107,11 +108,16 @@ func (rd *reader) fill() error {
 		c.readBytes.Add(uint64(rd.n))
 		return nil
 	}
+	return rd.noBytes(err)
+}
+
+// noBytes says what it means that receive gave nothing but err.
+func (rd *reader) noBytes(err error) error {
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		c.nc.SetReadDeadline(time.Time{})
+		rd.c.nc.SetReadDeadline(time.Time{})
 		return errPoked
-	case err == nil && c.raw != nil:
+	case err == nil && rd.c.raw != nil:
 		return io.EOF
 	case err == nil:
 		return io.ErrNoProgress
@@ -140,7 +146,11 @@ func (rd *reader) receive(nc net.Conn) (err error) {
 // descriptor is readable and call again.
 func (rd *reader) readRaw(fd uintptr) bool {
 	again := false
-	rd.n, again, rd.err = readOnce(fd, rd.space())
+	if rd.direct != nil {
+		rd.n, again, rd.err = rd.direct.read(fd)
+	} else {
+		rd.n, again, rd.err = readOnce(fd, rd.space())
+	}
 	if again {
 		rd.waited = true
 		if rd.c.sealer != nil {

@@ -74,8 +74,9 @@ func (c *Conn) freeRole() bool {
 // borrow has the only goroutine that waits for something to be received read it
 // itself: it saves two changes of goroutine. over says that it is there, and that
 // the goroutine no longer counts in expecting. borrow reports whether that was so;
-// when not, a reader's goroutine reads and the borrower waits like any other.
-func (c *Conn) borrow(over func() bool) bool {
+// when not, a reader's goroutine reads and the borrower waits like any other. d is
+// where a message of a stream may be read to, or nil.
+func (c *Conn) borrow(over func() bool, d *directInput) bool {
 	word := c.role.Load()
 	if c.raw == nil || word&roleMask != roleFree || !c.role.CompareAndSwap(word, nextRole(word, roleBorrowed)) {
 		return false
@@ -99,8 +100,7 @@ func (c *Conn) borrow(over func() bool) bool {
 				}
 				return true
 			}
-			err := rd.fill()
-			if err == nil {
+			if err := rd.fillDirect(d); err == nil {
 				continue
 			}
 		}

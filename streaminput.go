@@ -52,6 +52,8 @@ type streamInput struct {
 	part      []byte    // of a message whose rest is still to come
 	partLen   int       // its announced total
 	count     int       // cost of received messages that handled does not have yet
+	expect    int       // length of the next message, if it is like the last large one; else 0
+	place     *directInput
 }
 
 func (in *streamInput) init(c *Conn) { in.conn, in.ready = c, make(chan struct{}, 1) }
@@ -190,6 +192,8 @@ func (in *streamInput) release(g *segment) {
 func (s *Stream) Recv() ([]byte, error) { return s.AppendRecv(nil) }
 
 // AppendRecv is Recv into a slice of the caller's: the message is appended to dst.
+// What there is of dst's memory behind its end is the stream's until AppendRecv
+// returns, also when that is an error.
 func (s *Stream) AppendRecv(dst []byte) ([]byte, error) {
 	in := &s.in
 	if in.receiving { // no lock: it would cost as much as all else
@@ -219,6 +223,9 @@ func (s *Stream) recv(dst []byte, stop <-chan struct{}) ([]byte, error) {
 			payload := b[frameHeaderLen:end]
 			in.pos += end
 			if flags&^FlagBack == 0 && in.partLen == 0 && FrameType(b[4]) == FrameData { // as is usual
+				if len(payload) >= directLeast {
+					in.expect = len(payload)
+				}
 				in.count += len(payload) + messageCost
 				s.credit()
 				return append(dst, payload...), nil
@@ -250,14 +257,20 @@ func (s *Stream) recv(dst []byte, stop <-chan struct{}) ([]byte, error) {
 			s.credit()
 			return dst, nil
 		}
-		if err := s.refill(stop); err != nil {
+		d := s.direct(dst)
+		err := s.refill(stop, d)
+		if got, ok := d.take(dst); ok {
+			s.credit()
+			return got, nil
+		}
+		if err != nil {
 			return dst, err
 		}
 	}
 }
 
-// refill takes what is in the queue, waiting until there is something.
-func (s *Stream) refill(stop <-chan struct{}) error {
+// refill takes what is in the queue, waiting until there is something, or in d.
+func (s *Stream) refill(stop <-chan struct{}, d *directInput) error {
 	in, c := &s.in, s.conn
 	for {
 		in.mu.Lock()
@@ -281,13 +294,16 @@ func (s *Stream) refill(stop <-chan struct{}) error {
 			return err
 		}
 		over := func() bool {
-			there := in.there()
+			there := d != nil && d.done || in.there()
 			if there {
 				c.expecting.Add(-1)
 			}
 			return there
 		}
-		if c.expecting.Add(1) == 1 && c.borrow(over) || !in.startWaiting() {
+		if c.expecting.Add(1) == 1 && c.borrow(over, d) || !in.startWaiting() {
+			if d != nil && d.done {
+				return nil
+			}
 			continue
 		}
 		c.ensureReader()
