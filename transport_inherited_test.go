@@ -117,6 +117,9 @@ func TestStdioSaysWhatIsWrong(t *testing.T) {
 		checkLaunchError(t, err, FailedPrecondition, "belongs to another program", `"theirs"`)
 	})
 	t.Run("no plugin", func(t *testing.T) {
+		if _, err := exec.LookPath("cat"); err != nil {
+			t.Skip("needs cat")
+		}
 		lt := newLaunchTest(t, "")
 		lt.cfg.Transports = []string{"stdio"}
 		lt.cfg.Launch.StartTimeout = 100 * time.Millisecond

@@ -53,7 +53,7 @@ func newStdioConn(in readEnd, out writeEnd) *stdioConn {
 			far.Close()
 			in.Close()
 		}()
-		in = near
+		return &stdioConn{near, out}
 	}
 	return &stdioConn{in, out}
 }
