@@ -84,7 +84,7 @@ func (c *Conn) looked() bool {
 	case roleHandler:
 		c.takeOver(word)
 	case roleBorrowed:
-		c.nc.SetReadDeadline(time.Unix(1, 0)) // see fill
+		c.nc.SetReadDeadline(time.Unix(1, 0)) // see noBytes
 	case roleFree:
 		if c.role.CompareAndSwap(word, nextRole(word, roleReading)) {
 			c.reader.found = true

@@ -79,7 +79,7 @@ func newReader(c *Conn) *reader {
 	return rd
 }
 
-// errPoked is what fill returns when the monitor asked the borrower to let go.
+// errPoked is what fill and fillDirect return when the monitor asked the borrower to let go.
 var errPoked = errors.New("plugwire: poked")
 
 // maxEmptyReads is how many reads in a row may give neither bytes nor an error:

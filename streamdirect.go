@@ -106,23 +106,10 @@ func (d *directInput) fits() bool {
 func (d *directInput) arrived(rd *reader) {
 	rd.message()
 	rd.delivered, rd.served, rd.streamed = false, false, true
-	in := &d.s.in
-	in.got.Add(uint64(len(d.to) + messageCost))
+	d.s.in.got.Add(uint64(len(d.to) + messageCost))
 	rd.c.streamGot.Add(1)
-	in.mu.Lock()
-	if !in.begun {
-		in.start()
-	}
-	dropped, hungUp := in.cutOff.Load(), in.hungUp
-	if dropped { // while it was read
+	if dropped := d.s.arrived(nil, nil, false); dropped { // the stream was cut while it was read
 		d.done = false
-		in.handled.Store(in.got.Load())
-	}
-	in.mu.Unlock()
-	if dropped {
-		d.s.tell()
-		if hungUp {
-			d.s.Close()
-		}
+		rd.c.out.FlushControl()
 	}
 }

@@ -105,7 +105,8 @@ func (s *Stream) hangUp() {
 
 // put adds frames and wakes Recv; dropped says that nobody will receive them.
 // owner is the buffer that they fill and that is given away with them, or nil;
-// joins says that it is one frame, which continues a message.
+// joins says that it is one frame, which continues a message. No frames are a
+// message that has been read to where Recv wants it.
 func (in *streamInput) put(frames []byte, owner *readBuffer, joins bool) (dropped, hungUp bool) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -119,8 +120,10 @@ func (in *streamInput) put(frames []byte, owner *readBuffer, joins bool) (droppe
 		}
 		return true, in.hungUp
 	}
-	in.add(frames, owner, joins)
-	in.wake()
+	if len(frames) > 0 {
+		in.add(frames, owner, joins)
+		in.wake()
+	}
 	return false, false
 }
 
@@ -192,8 +195,7 @@ func (in *streamInput) release(g *segment) {
 func (s *Stream) Recv() ([]byte, error) { return s.AppendRecv(nil) }
 
 // AppendRecv is Recv into a slice of the caller's: the message is appended to dst.
-// What there is of dst's memory behind its end is the stream's until AppendRecv
-// returns, also when that is an error.
+// All of dst's capacity may be written to, beyond the message and also on an error.
 func (s *Stream) AppendRecv(dst []byte) ([]byte, error) {
 	in := &s.in
 	if in.receiving { // no lock: it would cost as much as all else
@@ -354,7 +356,7 @@ func (in *streamInput) stopWaiting() {
 }
 
 // credit tells the other side of received messages when they are a quarter of
-// the window. Called with recvMu held.
+// the window. Called by the one who receives.
 func (s *Stream) credit() {
 	in := &s.in
 	if in.count < s.conn.cfg.Limits.StreamWindow/4 {

@@ -500,8 +500,9 @@ func (s *Stream) aborted() error {
 	return nil
 }
 
-// arrived passes frames, and the buffer that they fill, on to who receives.
-func (s *Stream) arrived(frames []byte, owner *readBuffer, joins bool) {
+// arrived passes frames, and the buffer that they fill, on to who receives; dropped
+// says that nobody does.
+func (s *Stream) arrived(frames []byte, owner *readBuffer, joins bool) (dropped bool) {
 	dropped, hungUp := s.in.put(frames, owner, joins)
 	if dropped {
 		s.tell()
@@ -509,4 +510,5 @@ func (s *Stream) arrived(frames []byte, owner *readBuffer, joins bool) {
 	if hungUp {
 		s.Close()
 	}
+	return dropped
 }

@@ -37,12 +37,11 @@ func (c *Config) secure(ctx context.Context, nc net.Conn, dialler bool, host str
 	} else {
 		ctx, cancel := context.WithTimeout(ctx, c.HandshakeTimeout) // nc's deadline has no turn end
 		defer cancel()
-		t.turn = takeTurns(ctx, settings)
+		t.takeTurns(ctx, settings)
 		t.tls = tls.Server(records, settings)
 	}
 	err = t.tls.Handshake()
-	t.turn.end()
-	t.turn = nil
+	t.endTurns()
 	if err != nil {
 		return nil, t.refusal(err)
 	}

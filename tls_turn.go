@@ -9,38 +9,40 @@ import (
 	"github.com/plugwire/plugwire/internal/turns"
 )
 
-// handshakeTurns are for computing handshakes of TLS that somebody else began. A
-// ClientHello costs who is sent it a few hundred microseconds and who sends it
-// nothing, so a crowd that only says hello would have everybody wait until it was
-// answered. Of those who wait the newest comes first, as it is the oldest that
-// Server.greet has end when they become too many.
+// handshakeTurns are for answers to a ClientHello. One costs who is sent it a few
+// hundred microseconds, for the key exchange above all, and who sends it nothing,
+// so a crowd that only says hello would have everybody wait until it was answered.
+// Of those who wait the newest comes first, as it is the oldest that Server.greet
+// has end when they become too many.
 var handshakeTurns turns.Turns
 
-// A handshakeTurn is one handshake's: it computes in a turn from when the other
-// side has said something until it answers, or asks anybody who may have it wait.
-// nil has no turns and needs none.
+// A handshakeTurn is one handshake's: it has a turn from when the other side has
+// said something until the key exchange is done, unless it waits for the other
+// side meanwhile. What comes later costs the other side as much, and must not
+// wait for those who have only begun.
 type handshakeTurn struct {
 	ctx  context.Context
 	rank uint64
 	here bool
 }
 
-// takeTurns has the accepting side's handshake with settings take turns.
-func takeTurns(ctx context.Context, settings *tls.Config) *handshakeTurn {
-	t := &handshakeTurn{ctx: ctx, rank: rankOf(ctx)}
-	certificate, verify := settings.GetCertificate, settings.VerifyConnection
+// takeTurns has the handshake of an accepting side with settings take turns.
+func (t *tlsConn) takeTurns(ctx context.Context, settings *tls.Config) {
+	t.turn = &handshakeTurn{ctx: ctx, rank: rankOf(ctx)}
+	certificate := settings.GetCertificate
 	settings.GetCertificate = func(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
-		t.end() // it may come from afar, and so may its signature
+		t.endTurns() // the certificate may come from afar, and so may its signature
 		return certificate(h)
 	}
-	settings.VerifyConnection = func(cs tls.ConnectionState) error {
-		t.end()
-		return verify(cs)
-	}
-	return t
 }
 
-// begin waits for a turn.
+// endTurns has the handshake go on without.
+func (t *tlsConn) endTurns() {
+	t.turn.end()
+	t.turn = nil
+}
+
+// begin waits for a turn. On nil it and end do nothing.
 func (t *handshakeTurn) begin() error {
 	if t == nil {
 		return nil

@@ -11,12 +11,16 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 )
+
+// moreThanTurns is more than there are turns.
+func moreThanTurns() int { return runtime.GOMAXPROCS(0) + 32 }
 
 // allTurns takes every turn, so that handshakes wait, until the test ends or give
 // is called.
@@ -25,14 +29,14 @@ func allTurns(t *testing.T) (give func()) {
 	ended, cancel := context.WithCancel(background)
 	var held atomic.Int32
 	var wg sync.WaitGroup
-	for range 64 { // of which some wait for ever
+	for range moreThanTurns() { // of which some wait for ever
 		wg.Go(func() {
 			if handshakeTurns.Take(ended, 0) == nil {
 				held.Add(1)
 			}
 		})
 	}
-	until(t, "the turns to be taken", func() bool { return int(held.Load())+handshakeTurns.Waiting() == 64 })
+	until(t, "the turns to be taken", func() bool { return int(held.Load())+handshakeTurns.Waiting() == moreThanTurns() })
 	cancel()
 	wg.Wait()
 	give = sync.OnceFunc(func() {
@@ -57,7 +61,7 @@ func secondLook(t *testing.T, hello []byte) []byte {
 
 // T17: a handshake that waits for anybody does not keep its turn.
 func TestT17WhoWaitsHasNoTurn(t *testing.T) {
-	const count = 64 // more than there are turns
+	count := moreThanTurns()
 	t.Run("the other side", func(t *testing.T) {
 		for _, row := range stallsOverTLS(t) {
 			t.Run(row.name, func(t *testing.T) {
@@ -109,7 +113,7 @@ func TestT17WhoWaitsHasNoTurn(t *testing.T) {
 			release := make(chan struct{})
 			cfg := &Config{TLS: identity(), HandshakeTimeout: time.Minute}
 			set(&cfg.TLS, func() {
-				if asked.Add(1) <= count {
+				if asked.Add(1) <= int32(count) {
 					<-release
 				}
 			})
@@ -127,7 +131,7 @@ func TestT17WhoWaitsHasNoTurn(t *testing.T) {
 					closeBoth(c)
 				})
 			}
-			until(t, "it to be asked", func() bool { return asked.Load() == count })
+			until(t, "it to be asked", func() bool { return asked.Load() == int32(count) })
 			goodClients(t, addr, &Config{TLS: identity()}, 2)
 			close(release)
 			wg.Wait()
@@ -212,4 +216,40 @@ func TestT17WhoWaitsForItsTurnEnds(t *testing.T) {
 		}
 		goodClients(t, addr, &Config{TLS: testTLS()}, 1)
 	})
+}
+
+// turnTaker is a client that takes all turns once it has been answered.
+type turnTaker struct {
+	net.Conn
+	t     *testing.T
+	taken bool
+}
+
+func (c *turnTaker) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if n > 0 && !c.taken {
+		c.taken = true
+		allTurns(c.t)
+	}
+	return n, err
+}
+
+// T17: who has been answered, and goes on, does not wait for those who come later
+// and only say hello.
+func TestT17WhoIsAnsweredWaitsForNobody(t *testing.T) {
+	watchdog(t)
+	_, addr, _ := served(t, "unix", echoMux(nil), &Config{TLS: testTLS(), HandshakeTimeout: time.Minute})
+	nc := gather(t, addr, 1, says(nil))[0]
+	nc.SetDeadline(time.Time{})
+	ctx, cancel := context.WithTimeout(background, adversaryPatience)
+	defer cancel()
+	anybody := func(*Peer) error { return nil } // a turnTaker has no credentials
+	c, err := NewConn(ctx, &turnTaker{Conn: nc, t: t}, testConfig(&Config{TLS: testTLS(), Authorize: anybody}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeBoth(c)
+	if err := checkCall(ctx, c, 100, 1); err != nil {
+		t.Error(err)
+	}
 }

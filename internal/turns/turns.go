@@ -6,14 +6,15 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"time"
 )
 
 // Turns hands out turns. Its zero value is ready.
 type Turns struct {
-	// Most is how many turns there are. 0 means half as many as GOMAXPROCS and at
-	// least one: the rest of the processors is for everybody else, above all for
-	// the scheduler to look at the network, which it seldom does while goroutines
-	// that compute wait in its queues.
+	// Most is how many turns there are; 0 means GOMAXPROCS. Those who have waited for
+	// long share half of them, rounded up: what a crowd has left behind is worked off
+	// beside everything else. While all processors compute, the scheduler looks at
+	// the network every 10 ms only.
 	Most int
 
 	mu      sync.Mutex
@@ -23,38 +24,52 @@ type Turns struct {
 
 // A waiter is one who waits for a turn.
 type waiter struct {
-	rank uint64
-	come chan struct{} // closed when its turn has come
+	rank  uint64
+	since time.Time
+	come  chan struct{} // closed when its turn has come
 }
 
+// long is how long one has waited who has waited for long. Beside a crowd that is
+// too large for the processors it is the newest that have their turn, within less.
+const long = 3 * time.Millisecond
+
 // Take waits for a turn, which Give ends, or for ctx, whose error it returns. Of
-// those who wait it is the turn of the one with the highest rank.
+// those who wait it is the turn of the one with the highest rank. Who has a turn
+// goes behind all goroutines that can run already: they do not take long.
 func (t *Turns) Take(ctx context.Context, rank uint64) error {
+	err := t.take(ctx, rank)
+	if err == nil {
+		runtime.Gosched()
+	}
+	return err
+}
+
+func (t *Turns) take(ctx context.Context, rank uint64) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	t.mu.Lock()
-	if t.taken < t.most() {
+	if most := t.most(); t.taken < (most+1)/2 || t.taken < most && len(t.waiting) == 0 {
 		t.taken++
 		t.mu.Unlock()
 		return nil
 	}
-	come := make(chan struct{})
+	w := waiter{rank, time.Now(), make(chan struct{})}
 	i, _ := slices.BinarySearchFunc(t.waiting, rank, func(w waiter, rank uint64) int {
 		if w.rank > rank {
 			return 1
 		}
 		return -1
 	})
-	t.waiting = slices.Insert(t.waiting, i, waiter{rank, come})
+	t.waiting = slices.Insert(t.waiting, i, w)
 	t.mu.Unlock()
 	select {
-	case <-come:
+	case <-w.come:
 		return nil
 	case <-ctx.Done():
 	}
 	t.mu.Lock()
-	i = slices.IndexFunc(t.waiting, func(w waiter) bool { return w.come == come })
+	i = slices.IndexFunc(t.waiting, func(v waiter) bool { return v.come == w.come })
 	if i >= 0 {
 		t.waiting = slices.Delete(t.waiting, i, i+1)
 	}
@@ -70,8 +85,15 @@ func (t *Turns) Give() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.taken--
-	for t.taken < t.most() && len(t.waiting) > 0 {
+	for len(t.waiting) > 0 {
 		last := len(t.waiting) - 1
+		most := t.most()
+		if time.Since(t.waiting[last].since) > long {
+			most = (most + 1) / 2
+		}
+		if t.taken >= most {
+			return
+		}
 		close(t.waiting[last].come)
 		t.waiting = slices.Delete(t.waiting, last, last+1)
 		t.taken++
@@ -89,5 +111,5 @@ func (t *Turns) most() int {
 	if t.Most > 0 {
 		return t.Most
 	}
-	return max(1, runtime.GOMAXPROCS(0)/2)
+	return runtime.GOMAXPROCS(0)
 }

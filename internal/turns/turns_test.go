@@ -109,6 +109,48 @@ func TestNeverMoreThanMost(t *testing.T) {
 	}
 }
 
+// Who has waited for long has half of the turns; all of them are for who has not.
+func TestThoseWhoWaitedForLongShareHalf(t *testing.T) {
+	turns := Turns{Most: 4}
+	for range turns.Most {
+		if err := turns.Take(t.Context(), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := make(chan uint64, 8)
+	wait := func(rank uint64) {
+		n := turns.Waiting()
+		go func() {
+			if err := turns.Take(t.Context(), rank); err != nil {
+				t.Error(err)
+			}
+			got <- rank
+		}()
+		waits(t, &turns, n+1)
+	}
+	wait(1)
+	wait(2)
+	time.Sleep(2 * long)
+	turns.Give()
+	turns.Give()
+	if n := turns.Waiting(); n != 2 {
+		t.Errorf("%d wait, with two turns taken of four", n)
+	}
+	turns.Give()
+	if rank := <-got; rank != 2 {
+		t.Errorf("the turn of %d", rank)
+	}
+	wait(3)
+	turns.Give()
+	if rank := <-got; rank != 3 {
+		t.Errorf("the turn of %d, not of the newest", rank)
+	}
+	turns.Give()
+	if rank := <-got; rank != 1 {
+		t.Errorf("the turn of %d", rank)
+	}
+}
+
 // By default there is a turn even on one processor.
 func TestMostByDefault(t *testing.T) {
 	var turns Turns
