@@ -192,11 +192,12 @@ func TestT17WhoWaitsForItsTurnEnds(t *testing.T) {
 		s, addr, _ := served(t, "unix", echoMux(nil), &Config{TLS: testTLS(), HandshakeTimeout: time.Minute, Limits: Limits{MaxHandshakes: 4}})
 		give := allTurns(t)
 		rows := stallsOverTLS(t)
+		before := arrivals.Load()
 		conns := gather(t, addr, 20, says(rows[len(rows)-1].send))
 		until(t, "all but four to end", func() bool {
 			s.mu.Lock()
 			defer s.mu.Unlock()
-			return len(s.handshakes) == 4 && handshakeTurns.Waiting() == 4
+			return arrivals.Load() == before+20 && len(s.handshakes) == 4 && handshakeTurns.Waiting() == 4
 		})
 		give()
 		var answered, ended atomic.Int32
