@@ -91,27 +91,33 @@ func (rd *reader) dispatch(in *inCall) (mine bool) {
 	return rd.handled(in, out, err)
 }
 
-// enter marks the role as in a handler. From here to leave, the reader belongs
+// enter marks the role as in the handler of the frame that was taken in last.
+func (rd *reader) enter(m *method, r *Request) {
+	n, k := &rd.c.oneWay, &rd.mark
+	k.r, k.noteBytes, k.noteMsgs, k.gotBytes, k.gotMsgs = rd.r, rd.noteBytes, rd.noteMsgs, n.gotBytes, n.gotMsgs
+	k.stretch.most = 0
+	rd.inHandler(m, r)
+}
+
+// inHandler marks the role as in a handler. From here to leave, the reader belongs
 // to whoever takes the role over. The monitor sees to it that nothing waits for
 // the handler for long.
-func (rd *reader) enter(m *method, r *Request) {
+func (rd *reader) inHandler(m *method, r *Request) (word uint64) {
 	c := rd.c
 	r.reader, rd.current = rd, m
-	rd.word = nextRole(c.role.Load(), roleHandler)
-	rd.marks[markOf(rd.word)] = mark{rd.r, rd.noteBytes, rd.noteMsgs, c.oneWay.gotBytes, c.oneWay.gotMsgs}
-	c.role.Store(rd.word)
+	word = nextRole(c.role.Load(), roleHandler)
+	rd.word = word
+	c.role.Store(word)
 	if !c.watched.Load() {
 		c.watch()
 	}
+	return word
 }
 
 // leave takes the role back, or reports that a stand-in has it.
 func (rd *reader) leave() bool {
 	c := rd.c
 	if c.role.CompareAndSwap(rd.word, rd.word&^roleMask|roleReading) {
-		m := &rd.marks[markOf(rd.word)]
-		rd.r, rd.noteBytes, rd.noteMsgs = m.r, m.noteBytes, m.noteMsgs
-		c.oneWay.gotBytes, c.oneWay.gotMsgs = m.gotBytes, m.gotMsgs
 		return true
 	}
 	c.taking.Lock() // until what the stand-in does to this reader is done

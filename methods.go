@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync/atomic"
 )
 
 // Bounds of a method table on the wire.
@@ -56,6 +57,7 @@ func setFrameLength(dst []byte, start int) {
 type peerMethod struct {
 	name   string
 	number uint16
+	called atomic.Pointer[peerMethod] // the same, with the caller's string for its name
 }
 
 // says reports whether every entry of a METHODS payload is in p already. A table
@@ -102,7 +104,7 @@ func (p *peerMethods) parse(b []byte) error {
 		if _, taken := p.numbers[uint16(number)]; taken {
 			return fmt.Errorf("plugwire: method number %d is now %q, and was another before", number, name)
 		}
-		p.byName[name] = &peerMethod{name, uint16(number)}
+		p.byName[name] = &peerMethod{name: name, number: uint16(number)}
 		p.numbers[uint16(number)] = struct{}{}
 		p.names = append(p.names, name)
 	}
@@ -157,9 +159,21 @@ func (c *Conn) methodNumber(name string) (uint16, error) {
 	if m := c.recent.Load(); m != nil && m.name == name {
 		return m.number, nil
 	}
+	return c.findMethod(name)
+}
+
+// findMethod is methodNumber for another method than the last one. The string by
+// which a method is called first is kept, for the same string is likely to come
+// again, and then its bytes are not compared.
+func (c *Conn) findMethod(name string) (uint16, error) {
 	if p := c.theirs.Load(); p != nil {
 		if m := p.byName[name]; m != nil {
-			c.recent.Store(m)
+			called := m.called.Load()
+			if called == nil {
+				called = &peerMethod{name: name, number: m.number}
+				m.called.Store(called)
+			}
+			c.recent.Store(called)
 			return m.number, nil
 		}
 		if !p.fallback {

@@ -23,30 +23,77 @@ func (rd *reader) plainNote(h *FrameHeader) *method {
 	return m
 }
 
-// noteRun handles the one-way message at rd.r and those behind it that have the
-// same header but for the length. Between two handlers there is a single atomic
-// operation, which says that the first has returned and the second runs: a
-// stand-in goes on at the mark of the epoch that it took. ran is false when the
-// first message needs the long way; mine is false when the role was taken over.
+// longStretch is how many one-way messages a stretch has at most. Taken together
+// their handlers count as one that takes long when they need a millisecond.
+const longStretch = 64
+
+// A stretch is a number of one-way messages that lie behind one another in the
+// buffer and have the same header but for the length. Their handlers run one after
+// the other, without a change of the role word between them. When the role is taken
+// over meanwhile, the stand-in goes on behind all of them, and those whose handlers
+// have not begun are queued.
+type stretch struct {
+	kind uint64 // of the header, all but the length
+	most int    // messages; 0 when there is no stretch
+	left int    // cost that they may have together
+}
+
+// next returns the length of the frame at the start of b if it goes on with the
+// stretch, of which that much may be left, else 0.
+func (s *stretch) next(b []byte, longest uint, left int) int {
+	if len(b) < frameHeaderLen || binary.LittleEndian.Uint64(b[4:]) != s.kind {
+		return 0
+	}
+	n := int(binary.LittleEndian.Uint32(b))
+	if uint(n) > longest || n > len(b)-frameHeaderLen || n+messageCost > left {
+		return 0
+	}
+	return frameHeaderLen + n
+}
+
+// longestNote is the largest one-way message of one frame.
+func (c *Conn) longestNote() uint { return uint(min(c.cfg.Limits.MaxFrame, c.cfg.Limits.MaxMessage)) }
+
+// walk returns where so many messages of the stretch, or all that there are, end
+// in the buffer, and what they count.
+func (rd *reader) walk(most int) (end int, bytes, msgs uint64) {
+	k := &rd.mark
+	end = k.r
+	left, longest := k.stretch.left, rd.c.longestNote()
+	for msgs < uint64(most) {
+		n := k.stretch.next(rd.buf[end:rd.w], longest, left)
+		if n == 0 {
+			break
+		}
+		end += n
+		left -= n - frameHeaderLen + messageCost
+		bytes += uint64(n - frameHeaderLen)
+		msgs++
+	}
+	return end, bytes, msgs
+}
+
+// noteRun handles a stretch that begins with the one-way message at rd.r. ran is
+// false when that needs the long way; mine is false when the role was taken over.
 func (rd *reader) noteRun(m *method) (ran, mine bool) {
-	c, n := rd.c, &rd.c.oneWay
-	buf := rd.buf[:rd.w]
-	kind := binary.LittleEndian.Uint64(buf[rd.r+4:])
-	longest := uint(min(c.cfg.Limits.MaxFrame, c.cfg.Limits.MaxMessage))
-	left := c.noteWindow(0)
-	// The next mark is kept in single variables: a copy of the struct would wait
-	// for the stores of its parts.
-	end, noteBytes, noteMsgs, gotBytes, gotMsgs := rd.r, rd.noteBytes, rd.noteMsgs, n.gotBytes, n.gotMsgs
+	c, n, k := rd.c, &rd.c.oneWay, &rd.mark
+	b := rd.buf[rd.r:rd.w]
+	stats := c.placementOf(m)
+	most, left, longest := min(slowRuns-stats.runs, longStretch), c.noteWindow(0), c.longestNote()
+	k.stretch = stretch{binary.LittleEndian.Uint64(b[4:]), most, left}
+	if k.stretch.next(b, longest, left) == 0 {
+		return false, true
+	}
+	k.r, k.noteBytes, k.noteMsgs, k.gotBytes, k.gotMsgs = rd.r, rd.noteBytes, rd.noteMsgs, n.gotBytes, n.gotMsgs
 	room := rd.replyRoom()
 	rd.served = true
 	rd.message()
-	rd.in, rd.current = nil, m
+	rd.in = nil
 	r := &rd.note
-	r.conn, r.method, r.name, r.reader = c, m, "", rd
-
-	stats := c.placementOf(m)
-	runs, most := 0, slowRuns-stats.runs
-	running := false
+	r.conn, r.method, r.name = c, m, ""
+	word := rd.inHandler(m, r)
+	rd.begun = 0
+	running := true
 	defer func() {
 		if !running {
 			return
@@ -58,55 +105,65 @@ func (rd *reader) noteRun(m *method) (ran, mine bool) {
 		}
 		c.workers.run(&exited{rd: rd, c: c})
 	}()
-	for ; runs < most && len(buf)-end >= frameHeaderLen && binary.LittleEndian.Uint64(buf[end+4:]) == kind; runs++ {
-		length := int(binary.LittleEndian.Uint32(buf[end:]))
-		at := end + frameHeaderLen
-		if uint(length) > longest || length > len(buf)-at || length+messageCost > left {
+	for begun := 1; begun <= most; begun++ {
+		size := k.stretch.next(b, longest, left)
+		if size == 0 {
 			break
 		}
-		left -= length + messageCost
-		r.payload = buf[at : at+length : at+length]
-		end = at + length
-		gotBytes += uint64(length)
-		gotMsgs++
-		before := rd.word
-		if runs == 0 {
-			before = c.role.Load()
-		} else {
-			noteBytes += uint64(rd.noteSize)
-			noteMsgs++
-		}
-		word := nextRole(before, roleHandler)
-		mark := &rd.marks[markOf(word)]
-		mark.r, mark.noteBytes, mark.noteMsgs, mark.gotBytes, mark.gotMsgs = end, noteBytes, noteMsgs, gotBytes, gotMsgs
-		if runs == 0 {
-			c.role.Store(word)
-			rd.word = word
-			if !c.watched.Load() {
-				c.watch()
-			}
-		} else {
-			if !c.role.CompareAndSwap(rd.word, word) {
-				return true, rd.noted()
-			}
-			rd.word = word
-		}
-		rd.noteSize = length
-		running = true
+		left -= size - frameHeaderLen + messageCost
+		r.payload = b[frameHeaderLen:size:size]
+		b = b[size:]
+		rd.begun = begun
 		m.handler.ServeCall(r, room)
-		running = false
 		if r.ctx != nil {
 			r.release()
 			r.reader = rd
 		}
+		if c.role.Load() != word {
+			break
+		}
 	}
-	if runs == 0 {
-		return false, true
-	}
-	if mine = rd.noted(); mine {
-		stats.runs += runs
+	running = false
+	begun := rd.begun
+	end, bytes := rd.w-len(b), k.stretch.left-left-begun*messageCost
+	if mine = rd.stretchEnded(end, uint64(bytes), uint64(begun)); mine {
+		stats.runs += begun
 	}
 	return true, mine
+}
+
+// stretchEnded goes on behind the messages whose handlers have returned, which end
+// there. When the role was taken over, the rest of the stretch is handled here, then
+// what the stand-in has queued.
+func (rd *reader) stretchEnded(end int, bytes, msgs uint64) (mine bool) {
+	c, n := rd.c, &rd.c.oneWay
+	rd.clock = 0
+	rd.note.release()
+	if rd.leave() {
+		rd.r = end
+		rd.noteBytes += bytes
+		rd.noteMsgs += msgs
+		n.gotBytes += bytes
+		n.gotMsgs += msgs
+		return true
+	}
+	all, _, left := rd.walk(rd.mark.stretch.most)
+	rest := make([]note, 0, left-msgs)
+	for b := rd.buf[end:all]; len(b) > 0; {
+		size := frameHeaderLen + int(binary.LittleEndian.Uint32(b))
+		nt := note{method: rd.current, payload: b[frameHeaderLen:size]}
+		nt.copyPayload()
+		rest = append(rest, nt)
+		b = b[size:]
+	}
+	rd.releaseBuffer()
+	n.mu.Lock()
+	n.queue = append(rest, n.queue...)
+	n.mu.Unlock()
+	c.noteHandled(bytes, msgs)
+	c.flushIfDue()
+	c.noteQueue()
+	return false
 }
 
 // noteWindow returns the cost of the messages that the other side may still

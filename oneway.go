@@ -73,7 +73,11 @@ func (c *Conn) Notify(ctx context.Context, method string, msg []byte) error {
 			n.sentMsgs++
 			putHeader(b, FrameNotify, 0, code, 0, len(msg))
 			copy(b[frameHeaderLen:], msg)
-			c.out.Queue(ctx)
+			if c.out.Attended() { // nearly always: a call costs too
+				c.out.Unlock()
+			} else {
+				c.out.Queue(ctx)
+			}
 			return nil
 		}
 		if len(msg) >= batch.Large && c.out.Idle() {
@@ -500,15 +504,18 @@ func (rd *reader) queue(nt note) {
 
 // noted goes on after a handler that ran inline.
 func (rd *reader) noted() (mine bool) {
-	size := uint64(rd.noteSize)
+	if rd.mark.stretch.most > 0 {
+		return rd.stretchEnded(rd.walk(rd.begun))
+	}
+	c := rd.c
 	rd.clock = 0
 	rd.note.release()
+	size := uint64(rd.noteSize)
 	if rd.leave() {
 		rd.noteBytes += size
 		rd.noteMsgs++
 		return true
 	}
-	c := rd.c
 	rd.releaseBuffer()
 	c.noteHandled(size, 1)
 	c.flushIfDue()
@@ -525,12 +532,17 @@ func (c *Conn) enqueue(nt note) bool {
 		return false
 	}
 	if nt.dropped == 0 && nt.parts.total == 0 {
-		nt.copied = copies.Get().(*[]byte)
-		*nt.copied = append((*nt.copied)[:0], nt.payload...)
-		nt.payload = *nt.copied
+		nt.copyPayload()
 	}
 	n.queue = append(n.queue, nt)
 	return true
+}
+
+// copyPayload gives a note a payload of its own.
+func (nt *note) copyPayload() {
+	nt.copied = copies.Get().(*[]byte)
+	*nt.copied = append((*nt.copied)[:0], nt.payload...)
+	nt.payload = *nt.copied
 }
 
 // noteQueue handles queued messages, in order, until there are none.

@@ -56,12 +56,13 @@ type reader struct {
 	congested bool    // they do not leave fast enough
 
 	// Of the handler that runs inline.
-	word     uint64  // the role word meanwhile
-	marks    [2]mark // where a stand-in goes on, by the role word's epoch
+	word     uint64 // the role word meanwhile
+	mark     mark   // where a stand-in goes on
 	current  *method
 	in       *inCall // or nil: note
 	note     Request
 	noteSize int
+	begun    int // of a stretch: how many handlers have been started
 
 	requests, clock time.Duration // of readAt and endedAt; 0: not known
 

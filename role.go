@@ -22,17 +22,14 @@ const stayBatches = 256
 // nextRole returns the role word with the given state and a new epoch.
 func nextRole(word, state uint64) uint64 { return (word | roleMask) + 1 | state }
 
-// A mark is what a stand-in needs to know of a reader whose handler runs: there
-// is one for each of two successive epochs, so that the next can be written
-// while the present one may be read.
+// A mark is where a stand-in goes on for a reader whose handler runs: behind the
+// handler's frame, or where a stretch of one-way messages begins.
 type mark struct {
-	r                   int    // behind the handler's frame
+	r                   int
 	noteBytes, noteMsgs uint64 // without the handler's
-	gotBytes, gotMsgs   uint64 // with it
+	gotBytes, gotMsgs   uint64 // with the handler's frame, without the stretch
+	stretch             stretch
 }
-
-// markOf returns the index of the mark that belongs to a role word.
-func markOf(word uint64) uint64 { return word / (roleMask + 1) % 2 }
 
 // letGo frees the role after the ending of a lone call, so that the next lone
 // caller can read its own reply, or after frames of streams, so that the next
@@ -139,7 +136,11 @@ func (c *Conn) takeOver(word uint64) {
 		return
 	}
 	old, rd := c.reader, newReader(c)
-	m := old.marks[markOf(word)]
+	m := old.mark
+	if m.stretch.most > 0 {
+		end, bytes, msgs := old.walk(m.stretch.most)
+		m.r, m.gotBytes, m.gotMsgs = end, m.gotBytes+bytes, m.gotMsgs+msgs
+	}
 	if old.w > m.r {
 		rd.ensureBuffer()
 		rd.w = copy(rd.buf[:], old.buf[m.r:old.w])

@@ -26,7 +26,11 @@ func (s *Stream) send(ctx context.Context, msg []byte) error {
 			c.streamSent++
 			putHeader(b, FrameData, s.back, 0, s.id, len(msg))
 			copy(b[frameHeaderLen:], msg)
-			c.out.Queue(ctx)
+			if c.out.Attended() { // nearly always: a call costs too
+				c.out.Unlock()
+			} else {
+				c.out.Queue(ctx)
+			}
 			return nil
 		}
 	}

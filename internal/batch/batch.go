@@ -139,6 +139,10 @@ func (w *Writer) Extend(n int) []byte {
 	return p.b[at:]
 }
 
+// Attended reports that somebody is about to write what is pending, so that Queue
+// would only release the lock.
+func (w *Writer) Attended() bool { return w.writing || w.kicked && w.Len() < eager }
+
 // Queue releases the lock after something was appended for which nobody waits:
 // it is written when a batch is full, as by FlushWaiting, or soon by Run.
 func (w *Writer) Queue(ctx context.Context) {

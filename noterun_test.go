@@ -1,0 +1,102 @@
+package plugwire
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"sync/atomic"
+	"testing"
+)
+
+// TestStretchesAreTakenOver sends one-way messages in runs of one method, which
+// come in stretches, and has some of their handlers taken over, panic, or end their
+// goroutine: whatever becomes of one, the others run once each and in order.
+func TestStretchesAreTakenOver(t *testing.T) {
+	overTransports(t, func(t *testing.T, transport string) {
+		var next, taken, within atomic.Uint64
+		m := NewMux()
+		handler := HandlerFunc(func(r *Request, reply []byte) ([]byte, error) {
+			seed, err := unseal(r.Payload())
+			if err != nil {
+				t.Error(err)
+			}
+			if want := next.Add(1) - 1; seed != want {
+				t.Errorf("one-way message %d came as number %d", seed, want)
+			}
+			if rd := r.reader; rd != nil && seed%37 == 5 {
+				if rd.begun > 1 && rd.mark.stretch.most > rd.begun {
+					within.Add(1)
+				}
+				taken.Add(1)
+				takeOverNow(r)
+			}
+			switch seed % 101 {
+			case 17, 19:
+				panic("on purpose")
+			case 23, 24:
+				runtime.Goexit()
+			case 42:
+				r.Context() // is made for this message alone
+			}
+			return reply, nil
+		})
+		methods := make([]string, 80) // each is caught only a few times before it goes to workers
+		for i := range methods {
+			methods[i] = fmt.Sprint("note", i)
+			m.Handle(methods[i], handler)
+		}
+		x, y := pair(t, transport, nil, &Config{Mux: m, Limits: Limits{OneWayWindow: 64 << 10}})
+		until(t, "the table", func() bool { return x.Methods() != nil })
+		rng := rand.New(rand.NewPCG(7, 8))
+		sent := uint64(0)
+		for _, method := range methods {
+			for range 1 + rng.IntN(200) {
+				if err := x.Notify(background, method, sealed(12+rng.IntN(60), sent)); err != nil {
+					t.Fatal(err)
+				}
+				sent++
+			}
+		}
+		if err := x.Flush(background); err != nil || next.Load() != sent {
+			t.Errorf("%d of %d one-way messages handled, %v", next.Load(), sent, err)
+		}
+		accounts(t, x, y)
+		if taken.Load() == 0 || within.Load() == 0 {
+			t.Errorf("%d handlers were taken over, %d of them within a stretch", taken.Load(), within.Load())
+		}
+	})
+}
+
+// TestWhatFollowsAStretchIsNotHeldUp: a handler that waits within a stretch holds
+// up the messages behind it, and nothing else.
+func TestWhatFollowsAStretchIsNotHeldUp(t *testing.T) {
+	watchdog(t)
+	entered, unblock := make(chan struct{}), make(chan struct{})
+	var handled atomic.Int64
+	m := echoMux(nil)
+	m.HandleFunc("note", func(_ context.Context, b []byte) ([]byte, error) {
+		if handled.Add(1) == 10 {
+			close(entered)
+			<-unblock
+		}
+		return nil, nil
+	})
+	x, y := pair(t, "unix", nil, serves(m))
+	until(t, "the table", func() bool { return x.Methods() != nil })
+	for range 100 {
+		if err := x.Notify(background, "note", []byte("x")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	<-entered
+	parallelChecks(t, x, 100)
+	if n := handled.Load(); n != 10 {
+		t.Errorf("%d handlers ran before the tenth returned", n)
+	}
+	close(unblock)
+	if err := x.Flush(background); err != nil || handled.Load() != 100 {
+		t.Errorf("%d of 100 one-way messages handled, %v", handled.Load(), err)
+	}
+	accounts(t, x, y)
+}
