@@ -201,10 +201,36 @@ func (s *Stream) AppendRecv(dst []byte) ([]byte, error) {
 	if in.receiving { // no lock: it would cost as much as all else
 		panic("plugwire: two goroutines receive from one stream at once")
 	}
+	if msg, ok := s.plain(); ok {
+		return append(dst, msg...), nil
+	}
 	in.receiving = true
 	dst, err := s.recv(dst, nil)
 	in.receiving = false
 	return dst, err
+}
+
+// plain takes the next message if it is there in one frame without anything else,
+// as is usual.
+func (s *Stream) plain() (msg []byte, ok bool) {
+	in := &s.in
+	if in.at == len(in.cur) || in.partLen > 0 || in.cutOff.Load() {
+		return nil, false
+	}
+	b := in.cur[in.at].b[in.pos:]
+	if len(b) < frameHeaderLen || FrameType(b[4]) != FrameData || FrameFlags(b[5])&^FlagBack != 0 {
+		return nil, false
+	}
+	end := frameHeaderLen + int(binary.LittleEndian.Uint32(b))
+	msg = b[frameHeaderLen:end]
+	in.pos += end
+	if len(msg) >= directLeast {
+		in.expect = len(msg)
+	}
+	if in.count += len(msg) + messageCost; in.count >= s.conn.cfg.Limits.StreamWindow/4 {
+		s.credit()
+	}
+	return msg, true
 }
 
 // recv is AppendRecv that gives up, with errRecvStopped, when stop is closed.
@@ -213,6 +239,9 @@ func (s *Stream) recv(dst []byte, stop <-chan struct{}) ([]byte, error) {
 	start := len(dst)
 	for {
 		for in.at < len(in.cur) && !in.cutOff.Load() {
+			if msg, ok := s.plain(); ok {
+				return append(dst, msg...), nil
+			}
 			g := &in.cur[in.at]
 			if in.pos == len(g.b) {
 				in.release(g)
@@ -224,14 +253,6 @@ func (s *Stream) recv(dst []byte, stop <-chan struct{}) ([]byte, error) {
 			flags := FrameFlags(b[5])
 			payload := b[frameHeaderLen:end]
 			in.pos += end
-			if flags&^FlagBack == 0 && in.partLen == 0 && FrameType(b[4]) == FrameData { // as is usual
-				if len(payload) >= directLeast {
-					in.expect = len(payload)
-				}
-				in.count += len(payload) + messageCost
-				s.credit()
-				return append(dst, payload...), nil
-			}
 			if FrameType(b[4]) == FrameAbort {
 				in.count += in.partLen + messageCost
 				in.part, in.partLen = in.part[:0], 0
