@@ -321,30 +321,31 @@ func (rd *reader) data(s *Stream, h *FrameHeader, b []byte) error {
 			return nil
 		}
 	} else {
-		left := s.window()
-		cost, messages := 0, 0
-		kind := binary.LittleEndian.Uint64(rd.buf[at+4:])
-		longest := min(c.cfg.Limits.MaxFrame, c.cfg.Limits.MaxMessage)
-		for end := at; rd.w-end >= frameHeaderLen && binary.LittleEndian.Uint64(rd.buf[end+4:]) == kind; {
-			n := int(binary.LittleEndian.Uint32(rd.buf[end:]))
-			if uint(n) > uint(longest) || n > rd.w-end-frameHeaderLen {
-				if end == at {
+		window, before := c.cfg.Limits.StreamWindow, s.window()
+		longest := uint(min(c.cfg.Limits.MaxFrame, c.cfg.Limits.MaxMessage))
+		left, messages := before, 0
+		rest := rd.buf[at:rd.w]
+		kind := binary.LittleEndian.Uint64(rest[4:])
+		for len(rest) >= frameHeaderLen && binary.LittleEndian.Uint64(rest[4:]) == kind {
+			n := int(binary.LittleEndian.Uint32(rest))
+			if uint(n) > longest || n > len(rest)-frameHeaderLen {
+				if messages == 0 {
 					return fmt.Errorf("plugwire: DATA of %d bytes, MaxMessage is %d", n, longest)
 				}
 				break
 			}
-			if !fitsWindow(c.cfg.Limits.StreamWindow, left-cost, n+messageCost) {
-				if end == at {
+			if !fitsWindow(window, left, n+messageCost) {
+				if messages == 0 {
 					return s.overrun()
 				}
 				break
 			}
-			cost += n + messageCost
+			left -= n + messageCost
 			messages++
-			end += frameHeaderLen + n
-			rd.r = end
+			rest = rest[frameHeaderLen+n:]
 		}
-		in.got.Add(uint64(cost))
+		rd.r = rd.w - len(rest)
+		in.got.Add(uint64(before - left))
 		c.streamGot.Add(uint64(messages))
 	}
 	frames := rd.buf[at:rd.r]
