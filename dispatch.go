@@ -34,7 +34,7 @@ func (p *placement) inline() bool {
 		p.workerRuns--
 		return false
 	}
-	if p.runs++; p.runs == slowRuns {
+	if p.runs++; p.runs >= slowRuns {
 		p.runs, p.caught = 0, 0
 	}
 	return true

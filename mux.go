@@ -22,7 +22,7 @@ import (
 // the other on the goroutine that reads; one that waits or computes for a
 // millisecond or more is noticed and left alone on its goroutine while another
 // reads on, and a method that does so often gets goroutines of its own. One-way
-// messages of a method that arrive together, up to 64, count as one in that.
+// messages of a method that arrive together, up to 32, count as one in that.
 type Handler interface {
 	ServeCall(r *Request, reply []byte) ([]byte, error)
 }

@@ -23,15 +23,20 @@ func (rd *reader) plainNote(h *FrameHeader) *method {
 	return m
 }
 
-// longStretch is how many one-way messages a stretch has at most. Taken together
-// their handlers count as one that takes long when they need a millisecond.
-const longStretch = 64
+const (
+	// longStretch is how many one-way messages a stretch has at most. Taken together
+	// their handlers count as one that takes long when they need a millisecond.
+	longStretch = 32
+	// stretchShare is the part of the window that it has at most: while one of its
+	// handlers waits, the other side is not told that those before have returned.
+	stretchShare = 16
+)
 
 // A stretch is a number of one-way messages that lie behind one another in the
 // buffer and have the same header but for the length. Their handlers run one after
 // the other, without a change of the role word between them. When the role is taken
 // over meanwhile, the stand-in goes on behind all of them, and those whose handlers
-// have not begun are queued.
+// have not begun are queued, or dropped if it is Close that takes over.
 type stretch struct {
 	kind uint64 // of the header, all but the length
 	most int    // messages; 0 when there is no stretch
@@ -79,7 +84,8 @@ func (rd *reader) noteRun(m *method) (ran, mine bool) {
 	c, n, k := rd.c, &rd.c.oneWay, &rd.mark
 	b := rd.buf[rd.r:rd.w]
 	stats := c.placementOf(m)
-	most, left, longest := min(slowRuns-stats.runs, longStretch), c.noteWindow(0), c.longestNote()
+	most, longest := min(slowRuns-stats.runs, longStretch), c.longestNote()
+	left := min(c.noteWindow(0), max(int(rd.head.Length)+messageCost, c.cfg.Limits.OneWayWindow/stretchShare))
 	k.stretch = stretch{binary.LittleEndian.Uint64(b[4:]), most, left}
 	if k.stretch.next(b, longest, left) == 0 {
 		return false, true
@@ -148,6 +154,9 @@ func (rd *reader) stretchEnded(end int, bytes, msgs uint64) (mine bool) {
 		return true
 	}
 	all, _, left := rd.walk(rd.mark.stretch.most)
+	if rd.dropRest {
+		all, left = end, msgs
+	}
 	rest := make([]note, 0, left-msgs)
 	for b := rd.buf[end:all]; len(b) > 0; {
 		size := frameHeaderLen + int(binary.LittleEndian.Uint32(b))

@@ -100,3 +100,120 @@ func TestWhatFollowsAStretchIsNotHeldUp(t *testing.T) {
 	}
 	accounts(t, x, y)
 }
+
+// TestCreditComesBackWithinAStretch: while a handler waits, those before it in its
+// stretch give the sender room once they are a quarter of the window, for it may be
+// what the sender does next that the handler waits for.
+func TestCreditComesBackWithinAStretch(t *testing.T) {
+	watchdog(t)
+	const window = 4096
+	for _, test := range []struct{ size, waits, sends int }{
+		{0, 32, 64 + 32 - 16},
+		{0, 54, 64 + 54 - 16},
+		{0, 61, 64 + 61 - 16},
+		{36, 12, 40 + 1}, // 11 handled are 1100; stretches end at 1000 and at 1200
+	} {
+		unblock := make(chan struct{})
+		var handled atomic.Int64
+		m := echoMux(nil)
+		m.HandleFunc("note", func(context.Context, []byte) ([]byte, error) {
+			if handled.Add(1) == int64(test.waits) {
+				<-unblock
+			}
+			return nil, nil
+		})
+		x, y := pair(t, "unix", nil, &Config{Mux: m, Limits: Limits{OneWayWindow: window}})
+		until(t, "the table", func() bool { return x.Methods() != nil })
+		for i := range test.sends {
+			if err := x.Notify(background, "note", make([]byte, test.size)); err != nil {
+				t.Fatalf("message %d: %v", i, err)
+			}
+		}
+		close(unblock)
+		if err := x.Flush(background); err != nil {
+			t.Error(err)
+		}
+		accounts(t, x, y)
+	}
+}
+
+// TestCloseWithinAStretch: no handler begins after Close has returned, but when it
+// is the other side that has closed, all that it sent is handled.
+func TestCloseWithinAStretch(t *testing.T) {
+	const waits, all = 10, 30
+	for _, who := range []string{"handler", "this side", "other side"} {
+		t.Run(who, func(t *testing.T) {
+			watchdog(t)
+			entered, unblock := make(chan struct{}), make(chan struct{})
+			var handled atomic.Int64
+			m := echoMux(nil)
+			m.Handle("note", HandlerFunc(func(r *Request, reply []byte) ([]byte, error) {
+				switch {
+				case handled.Add(1) != waits:
+				case who == "handler":
+					r.Conn().Close()
+				default:
+					close(entered)
+					<-unblock
+				}
+				return reply, nil
+			}))
+			x, y := pair(t, "unix", nil, serves(m))
+			until(t, "the table", func() bool { return x.Methods() != nil })
+			for range all {
+				if err := x.Notify(background, "note", nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want := int64(waits)
+			switch who {
+			case "this side":
+				<-entered
+				y.Close()
+				close(unblock)
+			case "other side":
+				<-entered
+				x.Close()
+				until(t, "its end", y.ended.Load)
+				close(unblock)
+				want = all
+			}
+			<-y.Done()
+			until(t, "the last handler", func() bool { return handled.Load() >= want && !y.oneWay.busy.Load() })
+			if n := handled.Load(); n != want {
+				t.Errorf("%d handlers ran, not %d", n, want)
+			}
+		})
+	}
+}
+
+// TestContextOfAQueuedMessageEnds also when its handler ends its goroutine.
+func TestContextOfAQueuedMessageEnds(t *testing.T) {
+	watchdog(t)
+	const all = 20
+	contexts := make(chan context.Context, all)
+	m := NewMux()
+	m.Handle("note", HandlerFunc(func(r *Request, reply []byte) ([]byte, error) {
+		takeOverNow(r)
+		contexts <- r.Context()
+		if len(contexts)%2 == 0 {
+			runtime.Goexit()
+		}
+		return reply, nil
+	}))
+	x, _ := pair(t, "unix", nil, serves(m))
+	until(t, "the table", func() bool { return x.Methods() != nil })
+	for range all {
+		if err := x.Notify(background, "note", nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := x.Flush(background); err != nil {
+		t.Fatal(err)
+	}
+	for range all {
+		if ctx := <-contexts; ctx.Err() == nil {
+			t.Error("the context of a message outlives its handler")
+		}
+	}
+}

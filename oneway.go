@@ -293,7 +293,8 @@ func (n *inNotes) appendCredit(b []byte) []byte {
 }
 
 // noteHandled accounts for handled messages and decides whether the other side
-// should hear of it: at a quarter of the window, or when it asked.
+// should hear of it: when it asked, or in time for a quarter of the window, of
+// which a stretch that is not yet accounted for may have its share.
 func (c *Conn) noteHandled(bytes, msgs uint64) {
 	n := &c.oneWay
 	c.out.Lock()
@@ -307,7 +308,8 @@ func (c *Conn) noteHandled(bytes, msgs uint64) {
 func (c *Conn) creditDue() {
 	n := &c.oneWay
 	uncredited := n.handledBytes - n.creditedBytes + messageCost*(n.handledMsgs-n.creditedMsgs)
-	due := uncredited >= uint64(c.cfg.Limits.OneWayWindow)/4
+	window := uint64(c.cfg.Limits.OneWayWindow)
+	due := uncredited >= window/4-window/stretchShare
 	if n.askedFirst > 0 && n.handledMsgs >= n.askedFirst {
 		due = true
 		n.askedFirst = 0
@@ -602,6 +604,9 @@ func (r *noteRunner) run() { (*Conn)(r).noteQueue() }
 
 // noteQueued goes on with the queue after a handler that ended its goroutine.
 func (c *Conn) noteQueued() {
+	if ctx := c.oneWay.ctx.Swap(nil); ctx != nil {
+		ctx.cancel(context.Canceled)
+	}
 	c.noteDone()
 	c.noteQueue()
 }

@@ -62,7 +62,8 @@ type reader struct {
 	in       *inCall // or nil: note
 	note     Request
 	noteSize int
-	begun    int // of a stretch: how many handlers have been started
+	begun    int  // of a stretch: how many handlers have been started
+	dropRest bool // of the stretch that was taken over
 
 	requests, clock time.Duration // of readAt and endedAt; 0: not known
 

@@ -138,6 +138,7 @@ func (c *Conn) takeOver(word uint64) {
 	old, rd := c.reader, newReader(c)
 	m := old.mark
 	if m.stretch.most > 0 {
+		old.dropRest = c.ended.Load() // as all that follows is discarded then
 		end, bytes, msgs := old.walk(m.stretch.most)
 		m.r, m.gotBytes, m.gotMsgs = end, m.gotBytes+bytes, m.gotMsgs+msgs
 	}

@@ -43,7 +43,7 @@ type TransportStats struct {
 	StreamsOpened   uint64 // streams that this side opened
 	StreamsServed   uint64 // streams of the other side that ended here
 	OneWaySent      uint64 // one-way messages that this side sent
-	OneWayHandled   uint64 // those of the other side whose handlers have returned
+	OneWayHandled   uint64 // those of the other side whose handlers have returned, but for up to 31 ahead of one that waits
 	MessagesWritten uint64 // requests, replies, one-way messages and messages of streams
 	MessagesRead    uint64 // the same; a request counts when its call has ended, a one-way message when it is handled
 
