@@ -29,7 +29,7 @@ const (
 	longStretch = 32
 	// stretchShare is the part of the window that it has at most: while one of its
 	// handlers waits, the other side is not told that those before have returned.
-	stretchShare = 16
+	stretchShare = 64
 )
 
 // A stretch is a number of one-way messages that lie behind one another in the

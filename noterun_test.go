@@ -106,12 +106,13 @@ func TestWhatFollowsAStretchIsNotHeldUp(t *testing.T) {
 // what the sender does next that the handler waits for.
 func TestCreditComesBackWithinAStretch(t *testing.T) {
 	watchdog(t)
-	const window = 4096
+	const window = 64 << 10
 	for _, test := range []struct{ size, waits, sends int }{
-		{0, 32, 64 + 32 - 16},
-		{0, 54, 64 + 54 - 16},
-		{0, 61, 64 + 61 - 16},
-		{36, 12, 40 + 1}, // 11 handled are 1100; stretches end at 1000 and at 1200
+		{0, 512, 1024 + 512 - 256},
+		{0, 1000, 1024 + 1000 - 256},
+		{0, 1021, 1024 + 1021 - 256},
+		{36, 165, 655 + 1}, // 164 handled are 16400, and a quarter 16384; stretches end at 16000 and at 17000
+		{4, 256, 963 + 1},  // 255 handled are 17340; without a share of the window they would end at 15232 and at 17408
 	} {
 		unblock := make(chan struct{})
 		var handled atomic.Int64
