@@ -505,34 +505,47 @@ func (w *Writer) kickOrIdle() {
 // ends; n bytes were taken by the write that failed. It is called and returns
 // with the lock held.
 func (w *Writer) finish(ctx context.Context) (whole bool, n int, err error) {
-	var poked chan struct{}
-	stop := func() bool { return true }
-	if ctx.Done() != nil {
-		poked = make(chan struct{})
-		stop = context.AfterFunc(ctx, func() {
-			w.conn.SetWriteDeadline(time.Unix(1, 0)) // wakes the write up
-			close(poked)
-		})
+	if ctx.Err() != nil {
+		return false, 0, nil
 	}
-	for !whole && err == nil && ctx.Err() == nil {
+	calm := w.pokedBy(ctx)
+	for over := false; !over; {
 		b := w.rest
 		w.mu.Unlock()
 		n, err = w.attempt(b, ctx)
+		if over = n == len(b) || err != nil || ctx.Err() != nil; over {
+			if poked := calm(); poked && n == 0 && errors.Is(err, os.ErrDeadlineExceeded) {
+				err = nil
+			}
+		}
 		w.mu.Lock()
 		if err == nil && n > 0 {
 			whole = w.wrote(n, w.rest[n:])
 		}
 	}
-	if !stop() {
-		w.mu.Unlock()
+	return whole, n, err
+}
+
+// pokedBy has the end of ctx wake up the write that its caller is about to wait in.
+// calm takes that back, and reports whether ctx had ended: until it has returned,
+// nobody else may write, whom the deadline would hit instead.
+func (w *Writer) pokedBy(ctx context.Context) (calm func() (poked bool)) {
+	if ctx.Done() == nil {
+		return func() bool { return false }
+	}
+	poked := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		w.conn.SetWriteDeadline(time.Unix(1, 0))
+		close(poked)
+	})
+	return func() bool {
+		if stop() {
+			return false
+		}
 		<-poked
 		w.conn.SetWriteDeadline(time.Time{})
-		w.mu.Lock()
-		if n == 0 && errors.Is(err, os.ErrDeadlineExceeded) {
-			err = nil
-		}
+		return true
 	}
-	return whole, n, err
 }
 
 // Run is for Config.Go alone: it takes over a batch that was left to it, then
