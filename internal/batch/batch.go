@@ -176,7 +176,8 @@ func (w *Writer) Head(n int) []byte {
 }
 
 // QueueDirect releases the lock, as Queue does, and writes head and body from where
-// they are; what the connection does not take at once is copied.
+// they are, waiting for the connection to take them; what is left when ctx ends is
+// copied.
 func (w *Writer) QueueDirect(ctx context.Context, head, body []byte) {
 	w.taken += uint64(len(head) + len(body))
 	w.writing, w.sealed = true, false
@@ -186,10 +187,16 @@ func (w *Writer) QueueDirect(ctx context.Context, head, body []byte) {
 	w.tryHead = nil
 	w.mu.Lock()
 	w.out = buffers.Get().(*buffer)
-	b := append(w.out.b[:0], head[min(n, len(head)):]...)
-	w.out.b = append(b, body[max(n-len(head), 0):]...)
-	if w.settle(ctx, n, w.out.b, err) {
+	rest := body[min(max(n-len(head), 0), len(body)):]
+	if n < len(head) { // hardly ever
+		w.out.b = append(append(w.out.b[:0], head[n:]...), body...)
+		rest = w.out.b
+	}
+	if w.settle(ctx, n, rest, err) {
 		w.kickOrIdle()
+	} else if w.left { // to Run
+		w.out.b = append(w.out.b[:0], w.rest...)
+		w.rest = w.out.b
 	}
 	w.mu.Unlock()
 }
