@@ -86,32 +86,25 @@ func (rd *reader) dispatch(in *inCall) (mine bool) {
 	}
 	rd.in, rd.clock = in, 0
 	room := rd.replyRoom()
-	rd.enter(m, &in.req)
+	rd.enter(m, &in.req, stretch{})
 	out, err := invoke(m, &in.req, room)
 	return rd.handled(in, out, err)
 }
 
-// enter marks the role as in the handler of the frame that was taken in last.
-func (rd *reader) enter(m *method, r *Request) {
-	n, k := &rd.c.oneWay, &rd.mark
-	k.r, k.noteBytes, k.noteMsgs, k.gotBytes, k.gotMsgs = rd.r, rd.noteBytes, rd.noteMsgs, n.gotBytes, n.gotMsgs
-	k.stretch.most = 0
-	rd.inHandler(m, r)
-}
-
-// inHandler marks the role as in a handler. From here to leave, the reader belongs
+// enter marks the role as in a handler: that of the frame that was taken in last,
+// or those of a stretch that begins at rd.r. From here to leave, the reader belongs
 // to whoever takes the role over. The monitor sees to it that nothing waits for
 // the handler for long.
-func (rd *reader) inHandler(m *method, r *Request) (word uint64) {
-	c := rd.c
+func (rd *reader) enter(m *method, r *Request, s stretch) {
+	c, n, k := rd.c, &rd.c.oneWay, &rd.mark
 	r.reader, rd.current = rd, m
-	word = nextRole(c.role.Load(), roleHandler)
-	rd.word = word
-	c.role.Store(word)
+	k.r, k.noteBytes, k.noteMsgs, k.gotBytes, k.gotMsgs = rd.r, rd.noteBytes, rd.noteMsgs, n.gotBytes, n.gotMsgs
+	k.stretch = s
+	rd.word = nextRole(c.role.Load(), roleHandler)
+	c.role.Store(rd.word)
 	if !c.watched.Load() {
 		c.watch()
 	}
-	return word
 }
 
 // leave takes the role back, or reports that a stand-in has it.

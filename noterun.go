@@ -81,24 +81,24 @@ func (rd *reader) walk(most int) (end int, bytes, msgs uint64) {
 // noteRun handles a stretch that begins with the one-way message at rd.r. ran is
 // false when that needs the long way; mine is false when the role was taken over.
 func (rd *reader) noteRun(m *method) (ran, mine bool) {
-	c, n, k := rd.c, &rd.c.oneWay, &rd.mark
+	c := rd.c
 	b := rd.buf[rd.r:rd.w]
 	stats := c.placementOf(m)
 	most, longest := min(slowRuns-stats.runs, longStretch), c.longestNote()
 	left := min(c.noteWindow(0), max(int(rd.head.Length)+messageCost, c.cfg.Limits.OneWayWindow/stretchShare))
-	k.stretch = stretch{binary.LittleEndian.Uint64(b[4:]), most, left}
-	if k.stretch.next(b, longest, left) == 0 {
+	s := stretch{binary.LittleEndian.Uint64(b[4:]), most, left}
+	if s.next(b, longest, left) == 0 {
 		return false, true
 	}
-	k.r, k.noteBytes, k.noteMsgs, k.gotBytes, k.gotMsgs = rd.r, rd.noteBytes, rd.noteMsgs, n.gotBytes, n.gotMsgs
 	room := rd.replyRoom()
 	rd.served = true
 	rd.message()
 	rd.in = nil
 	r := &rd.note
 	r.conn, r.method, r.name = c, m, ""
-	word := rd.inHandler(m, r)
 	rd.begun = 0
+	rd.enter(m, r, s)
+	word := rd.word
 	running := true
 	defer func() {
 		if !running {
@@ -112,7 +112,7 @@ func (rd *reader) noteRun(m *method) (ran, mine bool) {
 		c.workers.run(&exited{rd: rd, c: c})
 	}()
 	for begun := 1; begun <= most; begun++ {
-		size := k.stretch.next(b, longest, left)
+		size := s.next(b, longest, left)
 		if size == 0 {
 			break
 		}
@@ -131,7 +131,7 @@ func (rd *reader) noteRun(m *method) (ran, mine bool) {
 	}
 	running = false
 	begun := rd.begun
-	end, bytes := rd.w-len(b), k.stretch.left-left-begun*messageCost
+	end, bytes := rd.w-len(b), s.left-left-begun*messageCost
 	if mine = rd.stretchEnded(end, uint64(bytes), uint64(begun)); mine {
 		stats.runs += begun
 	}

@@ -488,7 +488,7 @@ func (rd *reader) deliver(m *method, name string, payload []byte) (mine bool) {
 	r.conn, r.method, r.name, r.payload = c, m, name, payload
 	rd.noteSize = len(payload)
 	room := rd.replyRoom()
-	rd.enter(m, r)
+	rd.enter(m, r, stretch{})
 	invoke(m, r, room)
 	return rd.noted()
 }

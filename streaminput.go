@@ -227,9 +227,8 @@ func (s *Stream) plain() (msg []byte, ok bool) {
 	if len(msg) >= directLeast {
 		in.expect = len(msg)
 	}
-	if in.count += len(msg) + messageCost; in.count >= s.conn.cfg.Limits.StreamWindow/4 {
-		s.credit()
-	}
+	in.count += len(msg) + messageCost
+	s.credit()
 	return msg, true
 }
 
@@ -379,10 +378,14 @@ func (in *streamInput) stopWaiting() {
 // credit tells the other side of received messages when they are a quarter of
 // the window. Called by the one who receives.
 func (s *Stream) credit() {
-	in := &s.in
-	if in.count < s.conn.cfg.Limits.StreamWindow/4 {
-		return
+	if s.in.count >= s.conn.cfg.Limits.StreamWindow/4 {
+		s.giveCredit()
 	}
+}
+
+// giveCredit is apart from credit for that to cost no call.
+func (s *Stream) giveCredit() {
+	in := &s.in
 	in.mu.Lock()
 	if !in.cutOff.Load() { // else the reader does it
 		in.handled.Add(uint64(in.count))

@@ -28,10 +28,7 @@ func TestQueueDirectKeepsTheOrder(t *testing.T) {
 				rng := rand.New(rand.NewPCG(uint64(s), 7))
 				for i := range uint32(n) {
 					rec := record(s, i, rng.IntN(40<<10))
-					ctx, cancel := context.Background(), context.CancelFunc(func() {})
-					if rng.IntN(2) == 0 {
-						ctx, cancel = context.WithTimeout(ctx, time.Duration(rng.IntN(200))*time.Microsecond)
-					}
+					ctx, cancel := patience(rng)
 					w.Lock()
 					if err := w.WaitRoom(context.Background(), len(rec)); err != nil {
 						t.Error(err)

@@ -71,6 +71,14 @@ func (c lingering) SetWriteDeadline(t time.Time) error {
 	return c.UnixConn.SetWriteDeadline(t)
 }
 
+// patience returns a context that ends soon, or one that never does.
+func patience(rng *rand.Rand) (context.Context, context.CancelFunc) {
+	if rng.IntN(2) == 0 {
+		return context.WithTimeout(context.Background(), time.Duration(rng.IntN(200))*time.Microsecond)
+	}
+	return context.Background(), func() {}
+}
+
 // However the end of the context and the connection's readiness fall together,
 // nothing is lost and no deadline stays behind.
 func TestFlushWaitingWhileContextsEnd(t *testing.T) {
@@ -95,10 +103,7 @@ func TestFlushWaitingWhileContextsEnd(t *testing.T) {
 					}
 					w.Put(append(w.Buffer(), rec...))
 					w.Unlock()
-					ctx, cancel := context.Background(), context.CancelFunc(func() {})
-					if rng.IntN(2) == 0 {
-						ctx, cancel = context.WithTimeout(ctx, time.Duration(rng.IntN(200))*time.Microsecond)
-					}
+					ctx, cancel := patience(rng)
 					w.FlushWaiting(ctx)
 					cancel()
 				}
