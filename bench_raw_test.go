@@ -33,6 +33,9 @@ var (
 	// rawOneWayRow packs messages into a buffer that is written when it is full.
 	// One sender does the work of all: nothing it does would be faster with more.
 	rawOneWayRow = row{name: "raw", service: "raw-count", connect: connectRawOneWay, shape: oneWorker}
+	// rawLockedRow packs them under a lock, so that many senders could share the
+	// connection: what that costs a single one.
+	rawLockedRow = row{name: "locked", service: "raw-count", connect: connectRawLocked, shape: oneWorker}
 	// rawMuxRow multiplexes the calls of many callers, or the batches of one.
 	rawMuxRow = row{name: "rawmux", service: "raw-echo", connect: connectRawMux}
 )
@@ -248,6 +251,15 @@ func connectRawEach(network, addr string, w workload) (*benchClient, error) {
 
 // connectRawOneWay is the client that packs one-way messages.
 func connectRawOneWay(network, addr string, w workload) (*benchClient, error) {
+	return connectRawRecords(network, addr, w, nil)
+}
+
+// connectRawLocked is the client that packs each under a lock.
+func connectRawLocked(network, addr string, w workload) (*benchClient, error) {
+	return connectRawRecords(network, addr, w, new(sync.Mutex))
+}
+
+func connectRawRecords(network, addr string, w workload, mu *sync.Mutex) (*benchClient, error) {
 	conn, err := dialRaw(network, addr)
 	if err != nil {
 		return nil, err
@@ -277,6 +289,23 @@ func connectRawOneWay(network, addr string, w workload) (*benchClient, error) {
 		}
 		return nil
 	}
+	sendLocked := func() error {
+		for range w.batch {
+			seq++
+			stamp(message, seq)
+			sent[0].add(message)
+			mu.Lock()
+			if len(buf)+rawHeaderLen+len(message) > cap(buf) {
+				if err := flush(); err != nil {
+					mu.Unlock()
+					return err
+				}
+			}
+			buf = appendRawFrame(buf, rawMessage, 0, message)
+			mu.Unlock()
+		}
+		return nil
+	}
 	sendBulk := func() error { // nothing to pack: the message is made in place
 		for range w.batch {
 			seq++
@@ -300,6 +329,9 @@ func connectRawOneWay(network, addr string, w workload) (*benchClient, error) {
 		return checkTallies(sent, answer[rawHeaderLen:])
 	}
 	worker := func(int) func() error { return send }
+	if mu != nil {
+		worker = func(int) func() error { return sendLocked }
+	}
 	if w.bulk {
 		settleRest := settle
 		worker = func(int) func() error {

@@ -27,6 +27,7 @@ type workload struct {
 	oneWay  bool // messages are not answered
 	bulk    bool // bytes matter more than messages
 	latency bool // latency matters more than throughput
+	turns   int  // in a session; 0: fewTurns
 }
 
 // A row does workloads in one way: ours, or by hand over the bare socket. Its

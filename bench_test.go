@@ -1,6 +1,7 @@
 package plugwire
 
 import (
+	"cmp"
 	"fmt"
 	"runtime"
 	"slices"
@@ -22,15 +23,17 @@ import (
 //	msgs/s         messages per second (MB/s: their payload)
 //	p50-us p99-us  latency of one operation (of DoAll: the whole batch)
 //	x-raw          our throughput divided by that of the row by hand: more is better
+//	x-callers ...  the same of a third row
 //	p50-x-raw      our median latency divided by its: less is better
 //	raw-...        the same of the row by hand
 //	cpu-us/op      user and system time per message, client-cpu-us/op and server-cpu-us/op together
 //	allocs/op      allocations per message, both processes together
 
 const (
-	turn            = 100 * time.Millisecond
-	turnsPerSession = 5
-	minSessions     = 3 // of fresh processes and connections, because each has its own luck with caches
+	turn        = 100 * time.Millisecond
+	fewTurns    = 3 // of each row in a session; the whole is to end within three minutes
+	manyTurns   = 5 // of the rows that others are measured by
+	minSessions = 3 // of fresh processes and connections, because each has its own luck with caches
 )
 
 func BenchmarkUnary(b *testing.B) {
@@ -48,15 +51,20 @@ func BenchmarkDoAll(b *testing.B) {
 	compareBoth(b, workload{name: "1024", size: 64, workers: 1, batch: 1024}, oursDoAllRow, rawMuxRow, oursCallersRow)
 }
 
+// BenchmarkOneWay also compares one sender with records packed under a lock (x-locked).
 func BenchmarkOneWay(b *testing.B) {
 	for _, n := range []int{1, 64} {
-		compareBoth(b, workload{name: fmt.Sprint(n), size: 64, workers: n, batch: 256, oneWay: true}, oursOneWayRow, rawOneWayRow)
+		rows := []row{oursOneWayRow, rawOneWayRow}
+		if n == 1 {
+			rows = append(rows, rawLockedRow)
+		}
+		compareBoth(b, workload{name: fmt.Sprint(n), size: 64, workers: n, batch: 256, oneWay: true}, rows...)
 	}
 }
 
 // BenchmarkStream has one sender on one stream.
 func BenchmarkStream(b *testing.B) {
-	compareBoth(b, workload{name: "64B", size: 64, workers: 1, batch: 256, oneWay: true}, oursStreamRow, rawOneWayRow)
+	compareBoth(b, workload{name: "64B", size: 64, workers: 1, batch: 256, oneWay: true}, oursStreamRow, rawOneWayRow, rawLockedRow)
 	compareBoth(b, workload{name: "64KiB", size: 64 << 10, workers: 1, batch: 1, oneWay: true, bulk: true}, oursStreamRow, rawOneWayRow)
 }
 
@@ -90,7 +98,7 @@ func BenchmarkBusy(b *testing.B) {
 		}
 		defer spinning.Wait()
 		defer stop.Store(true)
-		r := runTurns(b, "unix", workload{size: 64, workers: 64, batch: 1}, 5*turn, oursUnaryRow, oursNoYieldRow)
+		r := runTurns(b, "unix", workload{size: 64, workers: 64, batch: 1}, 4*turn, oursUnaryRow, oursNoYieldRow)
 		reportP99(b, r[0], r[1], "noyield")
 	})
 }
@@ -112,6 +120,10 @@ func BenchmarkBeside(b *testing.B) {
 func compareBoth(b *testing.B, w workload, rows ...row) {
 	for _, network := range []string{"unix", "tcp"} {
 		b.Run(network+"/"+w.name, func(b *testing.B) {
+			w := w
+			if network == "unix" {
+				w.turns = manyTurns
+			}
 			reportRows(b, w, runTurns(b, network, w, turn, rows...))
 		})
 	}
@@ -129,7 +141,7 @@ func runTurns(b *testing.B, network string, w workload, d time.Duration, rows ..
 	for i, r := range rows {
 		runs[i] = &rowRun{row: r}
 	}
-	turns, enough := turnsPerSession, minSessions
+	turns, enough := cmp.Or(w.turns, fewTurns), minSessions
 	if testing.Short() {
 		d, turns, enough = d/5, 1, 1
 	}
@@ -230,7 +242,7 @@ func (r *rowRun) over(theirs *rowRun, f func(result) float64) float64 {
 }
 
 // reportRows gives the metrics to the benchmark and a line to the table. The first
-// row is ours, the second that by hand, a third our own with many callers.
+// row is ours, the second that by hand, a third one more to compare with.
 func reportRows(b *testing.B, w workload, runs []*rowRun) {
 	ours, theirs := runs[0], runs[1]
 	client, server, mallocs := ours.perMessage()
@@ -257,8 +269,7 @@ func reportRows(b *testing.B, w workload, runs []*rowRun) {
 		line.ratio = fmt.Sprintf("p50 %.2fx", p50Ratio)
 	}
 	if len(runs) > 2 {
-		callers := ours.over(runs[2], result.rate)
-		b.ReportMetric(callers, "x-callers")
+		b.ReportMetric(ours.over(runs[2], result.rate), "x-"+runs[2].name)
 	}
 	b.ReportMetric(ratio, "x-raw")
 	b.ReportMetric(rate, unit)
