@@ -13,12 +13,37 @@ import (
 	"time"
 )
 
-func TestTenThousandCallsInFlight(t *testing.T) {
+func TestTenThousandCallsAndAThousandStreams(t *testing.T) {
 	overTransports(t, func(t *testing.T, transport string) {
-		const calls = 10_000
+		const calls, streams = 10_000, 1000
 		unblock := make(chan struct{})
-		x, y := pair(t, transport, nil, serves(echoMux(unblock)))
+		m := echoMux(unblock)
+		m.HandleStream("stream.block", func(s *Stream) error {
+			b, err := s.Recv()
+			if err != nil {
+				return err
+			}
+			<-unblock
+			return s.Send(b)
+		})
+		x, y := pair(t, transport, nil, serves(m))
 		var wg sync.WaitGroup
+		for i := range streams {
+			wg.Go(func() {
+				s := openStream(t, x, "stream.block")
+				if err := s.Send(sealed(20+i%50, uint64(i))); err != nil {
+					t.Error(err)
+				}
+				if reply, err := s.Recv(); err != nil {
+					t.Error(err)
+				} else if seed, err := unseal(reply); err != nil || seed != uint64(i) {
+					t.Errorf("what came back on stream %d is of %d, %v", i, seed, err)
+				}
+				if _, err := s.Recv(); err != io.EOF {
+					t.Error(err)
+				}
+			})
+		}
 		for i := range calls / 2 {
 			wg.Go(func() {
 				reply, err := x.Call(background, "block", sealed(20+i%50, uint64(i)))
@@ -38,7 +63,7 @@ func TestTenThousandCallsInFlight(t *testing.T) {
 				t.Error(err)
 			}
 		})
-		until(t, "all to be in flight", func() bool { return y.servingCount.Load() == calls })
+		until(t, "all to be in flight", func() bool { return y.servingCount.Load() == calls+streams })
 		parallelChecks(t, x, 100)
 		close(unblock)
 		wg.Wait()
