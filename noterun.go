@@ -153,16 +153,14 @@ func (rd *reader) stretchEnded(end int, bytes, msgs uint64) (mine bool) {
 		n.gotMsgs += msgs
 		return true
 	}
-	all, _, left := rd.walk(rd.mark.stretch.most)
+	all, _, _ := rd.walk(rd.mark.stretch.most)
 	if rd.dropRest {
-		all, left = end, msgs
+		all = end
 	}
-	rest := make([]note, 0, left-msgs)
+	var rest []notes
 	for b := rd.buf[end:all]; len(b) > 0; {
 		size := frameHeaderLen + int(binary.LittleEndian.Uint32(b))
-		nt := note{method: rd.current, payload: b[frameHeaderLen:size]}
-		nt.copyPayload()
-		rest = append(rest, nt)
+		rest = addNote(rest, note{method: rd.current, payload: b[frameHeaderLen:size]})
 		b = b[size:]
 	}
 	rd.releaseBuffer()

@@ -264,21 +264,10 @@ type inNotes struct {
 	ctx  atomic.Pointer[requestContext]
 
 	mu    sync.Mutex // guards the queue, and busy's way to false
-	queue []note
+	queue []notes
 
 	running     int // size of the message that the queue's goroutine handles
 	runningHeld int // its held
-}
-
-// note is a queued one-way message.
-type note struct {
-	method  *method
-	name    string
-	payload []byte
-	copied  *[]byte  // owns the payload while it is queued
-	parts   assembly // of a payload that is still to be put together
-	dropped int      // bytes of a message that was aborted, and only counts
-	held    int      // bytes to give back to the Server's budget
 }
 
 // appendCredit appends what is to be said about handled messages.
@@ -493,17 +482,6 @@ func (rd *reader) deliver(m *method, name string, payload []byte) (mine bool) {
 	return rd.noted()
 }
 
-// queue has a message handled on another goroutine, behind those that are.
-func (rd *reader) queue(nt note) {
-	c := rd.c
-	if c.oneWay.busy.Load() && c.enqueue(nt) {
-		return
-	}
-	c.oneWay.busy.Store(true)
-	c.enqueue(nt)
-	c.workers.run((*noteRunner)(c))
-}
-
 // noted goes on after a handler that ran inline.
 func (rd *reader) noted() (mine bool) {
 	if rd.mark.stretch.most > 0 {
@@ -523,90 +501,4 @@ func (rd *reader) noted() (mine bool) {
 	c.flushIfDue()
 	c.noteQueue()
 	return false
-}
-
-// enqueue adds a copy of a message to the queue, unless the queue's goroutine has just ended.
-func (c *Conn) enqueue(nt note) bool {
-	n := &c.oneWay
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if !n.busy.Load() {
-		return false
-	}
-	if nt.dropped == 0 && nt.parts.total == 0 {
-		nt.copyPayload()
-	}
-	n.queue = append(n.queue, nt)
-	return true
-}
-
-// copyPayload gives a note a payload of its own.
-func (nt *note) copyPayload() {
-	nt.copied = copies.Get().(*[]byte)
-	*nt.copied = append((*nt.copied)[:0], nt.payload...)
-	nt.payload = *nt.copied
-}
-
-// noteQueue handles queued messages, in order, until there are none.
-func (c *Conn) noteQueue() {
-	n := &c.oneWay
-	for {
-		n.mu.Lock()
-		if len(n.queue) == 0 {
-			n.queue = nil
-			n.busy.Store(false)
-			n.mu.Unlock()
-			c.out.Flush()
-			return
-		}
-		nt := n.queue[0]
-		n.queue[0] = note{}
-		n.queue = n.queue[1:]
-		n.mu.Unlock()
-		if nt.parts.total > 0 {
-			nt.payload = nt.parts.join(getLarge())
-			nt.copied = &nt.payload
-		}
-		n.running, n.runningHeld = len(nt.payload)+nt.dropped, nt.held
-		if nt.method != nil {
-			r := Request{conn: c, method: nt.method, name: nt.name, payload: nt.payload}
-			invoke(nt.method, &r, nil)
-			r.release()
-		}
-		if nt.copied != nil {
-			putCopy(nt.copied)
-		}
-		c.noteDone()
-	}
-}
-
-// noteDone is called when the queue's goroutine has handled a message.
-func (c *Conn) noteDone() {
-	c.cfg.budget.give(c.oneWay.runningHeld)
-	c.noteHandled(uint64(c.oneWay.running), 1)
-	c.flushIfDue()
-}
-
-// flushIfDue sends credit that has become due, for the sender may wait for it.
-func (c *Conn) flushIfDue() {
-	c.out.Lock()
-	due := c.oneWay.due
-	c.out.Unlock()
-	if due {
-		c.out.Flush()
-	}
-}
-
-// noteRunner is the worker's work on the queue.
-type noteRunner Conn
-
-func (r *noteRunner) run() { (*Conn)(r).noteQueue() }
-
-// noteQueued goes on with the queue after a handler that ended its goroutine.
-func (c *Conn) noteQueued() {
-	if ctx := c.oneWay.ctx.Swap(nil); ctx != nil {
-		ctx.cancel(context.Canceled)
-	}
-	c.noteDone()
-	c.noteQueue()
 }

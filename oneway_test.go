@@ -6,6 +6,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -254,7 +255,7 @@ func TestSlowReceiverSlowsTheSenderAlone(t *testing.T) {
 		wantCode(t, x.Notify(ctx, "note", make([]byte, 1000)), DeadlineExceeded, true)
 		cancel()
 		y.oneWay.mu.Lock()
-		queued := len(y.oneWay.queue)
+		queued := y.oneWay.waiting()
 		y.oneWay.mu.Unlock()
 		if queued > sent {
 			t.Errorf("%d messages queued", queued)
@@ -363,7 +364,7 @@ func TestFlushDoesNotWaitForLaterMessages(t *testing.T) {
 			until(t, "the second message", func() bool {
 				y.oneWay.mu.Lock()
 				defer y.oneWay.mu.Unlock()
-				return len(y.oneWay.queue) == 1
+				return y.oneWay.waiting() == 1
 			})
 			close(first)
 			receive(t, "the second handler", entered)
@@ -420,4 +421,58 @@ func TestNotifyToAMethodThatIsNotThere(t *testing.T) {
 		}
 		accounts(t, x, y)
 	})
+}
+
+// waiting counts the messages in the queue. Called under mu.
+func (n *inNotes) waiting() (count int) {
+	for _, q := range n.queue {
+		if q.owner == nil {
+			count++
+			continue
+		}
+		for b := q.packed[q.at:]; len(b) > 0; count++ {
+			b = b[packedHeader+int(b[6])+int(binary.LittleEndian.Uint32(b)):]
+		}
+	}
+	return count
+}
+
+// T18: however many messages wait for a stuck handler, they take little more than
+// their bytes, also when each is for another method or by a name.
+func TestT18QueuedMessagesTakeLittle(t *testing.T) {
+	unblock := make(chan struct{})
+	block := HandlerFunc(func(*Request, []byte) ([]byte, error) { <-unblock; return nil, nil })
+	m := NewMux()
+	m.Handle("a", block)
+	m.Handle("b", block)
+	m.Fallback(block)
+	const messages = 4 << 20 / messageCost
+	for name, methods := range map[string][]string{"one method": {"a"}, "two in turn": {"a", "b"}, "by name": {"c", "d"}} {
+		t.Run(strings.ReplaceAll(name, " ", "-"), func(t *testing.T) {
+			x, y := pair(t, "pipe", nil, serves(m))
+			until(t, "the table", func() bool { return x.Methods() != nil })
+			before := heap()
+			for i := range messages {
+				if err := x.Notify(background, methods[i%len(methods)], nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+			until(t, "all to have come", func() bool {
+				y.oneWay.mu.Lock()
+				defer y.oneWay.mu.Unlock()
+				return y.oneWay.waiting() >= messages-longStretch // of the first, the rest waits in the read buffer
+			})
+			if after := heap(); after > before+1<<20 {
+				t.Errorf("%d messages without payload take %d KiB", messages, (after-before)>>10)
+			}
+			go func() {
+				for range messages {
+					unblock <- struct{}{}
+				}
+			}()
+			if err := x.Flush(background); err != nil {
+				t.Error(err)
+			}
+		})
+	}
 }

@@ -84,8 +84,13 @@ var (
 	larges sync.Pool
 )
 
-// maxLarge is the largest buffer that is used again.
-const maxLarge = 4 << 20
+const (
+	// maxCopy is the largest buffer for a payload that leaves the read buffer, with
+	// what precedes it in notes, as the allocator rounds that up.
+	maxCopy = maxFrame + maxFrame/8
+	// maxLarge is the largest buffer that is used again.
+	maxLarge = 4 << 20
+)
 
 // getLarge returns an empty buffer, perhaps with room for a large message.
 func getLarge() []byte {
@@ -103,7 +108,7 @@ func putLarge(b []byte) {
 }
 
 func putCopy(b *[]byte) {
-	if cap(*b) > maxFrame {
+	if cap(*b) > maxCopy {
 		putLarge(*b)
 	} else {
 		copies.Put(b)
