@@ -48,9 +48,16 @@ func TestFloodsWithAStuckWriter(t *testing.T) {
 		{"CALL by an unknown name", frame(FrameCall, 0, 0, 1, uint8(1), "x"), "in use"},
 		{"CALL too late", frame(FrameCall, FlagDeadline, mEcho, 1, uint64(0)), "in use"},
 		{"CALL and CANCEL", cat(callFrame(1, "x"), cancelFrame(1)), "in use"},
+		{"OPEN and RESET", cat(openFrame(sWait, 1), resetFrame(1)), "in use"},
+		{"OPEN by an unknown name", cat(frame(FrameOpen, 0, 0, 1, uint8(1), "x"), closeFrame(1)), "in use"},
+		{"OPEN and DATA", cat(openFrame(sRecv, 1), data(1, ""), closeFrame(1)), "in use"},
+		{"REPLY to nothing", frame(FrameReply, FlagBack, 0, 1), "nothing was asked"},
+		{"CREDIT of no stream", streamCredit(1, 1), "no stream"},
 	} {
 		t.Run(strings.ReplaceAll(row.name, " ", "-"), func(t *testing.T) {
-			a := meet(t, way{"pipe", true}, &Config{Limits: adversaryLimits, CloseTimeout: 5 * time.Millisecond}, nil)
+			cfg := streamLimits(nil)
+			cfg.CloseTimeout = 5 * time.Millisecond
+			a := meetStreams(t, way{"pipe", true}, cfg, nil)
 			a.send(manyMethods(1, 4000)) // what METHODS frames could make it copy
 			before := heap()
 			const batch = 500
