@@ -243,9 +243,7 @@ func (w *Writer) settle(ctx context.Context, n int, rest []byte, err error) (who
 	switch {
 	case err != nil:
 		w.broke(n)
-		w.mu.Unlock()
-		w.Fail(err)
-		w.mu.Lock()
+		w.failed(err)
 	case !whole:
 		w.left = true
 		w.Kick()
@@ -326,9 +324,7 @@ func (w *Writer) Run() {
 			w.mu.Lock()
 			if err != nil {
 				w.broke(n)
-				w.mu.Unlock()
-				w.Fail(err)
-				w.mu.Lock()
+				w.failed(err)
 				break
 			}
 			w.left = !w.wrote(n, w.rest[n:])
@@ -424,6 +420,16 @@ func (w *Writer) Fail(err error) {
 	w.mu.Unlock()
 	if first && w.cfg.Failed != nil {
 		w.cfg.Failed(err)
+	}
+}
+
+// failed is Fail for who holds the lock, which is given up for telling only: nobody
+// may write behind what was written in part.
+func (w *Writer) failed(err error) {
+	if w.Stop(err) && w.cfg.Failed != nil {
+		w.mu.Unlock()
+		w.cfg.Failed(err)
+		w.mu.Lock()
 	}
 }
 
