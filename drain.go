@@ -12,20 +12,21 @@ import (
 // lifecycle is how a connection comes to its end: open, draining on either
 // side, ended, over. Guarded by out's lock, but for the last two fields.
 type lifecycle struct {
-	refuses   bool        // nothing may be opened on this side: theyDrain, drained or ended
-	draining  bool        // this side has asked the other to open nothing more
-	acked     atomic.Bool // and the other has agreed; stored under the lock
-	ackedAt   uint64      // having sent so many one-way messages
-	drained   bool        // and none of this side's handlers runs or will
-	theyDrain bool        // the other side has asked this one
-	closing   bool        // Close has been called
-	ended     bool        // pending calls have been ended
-	over      bool        // everything has
-	goAway    [goAwayDone + 1]bool
-	lastWord  []byte     // GOAWAY failed
-	changed   batch.Gate // those who wait for a step of the drain
-	retiring  bool       // retire waits for this side's calls
-	onRefuse  func()     // nil, or called under out's lock when refuses becomes true
+	refuses    bool        // nothing may be opened on this side: theyDrain, drained or ended
+	draining   bool        // this side has asked the other to open nothing more
+	acked      atomic.Bool // and the other has agreed; stored under the lock
+	ackedAt    uint64      // having sent so many one-way messages
+	drained    bool        // and none of this side's handlers runs or will
+	theyDrain  bool        // the other side has asked this one
+	closing    bool        // Close has been called
+	ended      bool        // pending calls have been ended
+	unanswered bool        // and endings of the other side's have come too late to be sent
+	over       bool        // everything has
+	goAway     [goAwayDone + 1]bool
+	lastWord   []byte     // GOAWAY failed
+	changed    batch.Gate // those who wait for a step of the drain
+	retiring   bool       // retire waits for this side's calls
+	onRefuse   func()     // nil, or called under out's lock when refuses becomes true
 
 	// Of the holder of the reading role.
 	theyAreDone bool

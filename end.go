@@ -145,7 +145,7 @@ func (c *Conn) closeFor(reason error) error {
 		runtime.Gosched()
 	}
 	c.out.Lock()
-	if c.servingCount.Load() == 0 && !c.unsettled.Load() {
+	if c.servingCount.Load() == 0 && !c.unsettled.Load() && !c.life.unanswered {
 		c.life.send(goAwayDone)
 	} else { // done would say that calls without an ending did not run
 		c.life.lastWord = appendGoAwayFailed(nil, Unavailable, "closed while calls were running")

@@ -394,6 +394,8 @@ func (rd *reader) putReplies() {
 	c.out.Lock()
 	if !c.life.ended { // else GOAWAY has been sent, behind which nothing comes
 		c.out.Put(append(c.out.Buffer(), rd.out...))
+	} else {
+		c.life.unanswered = true
 	}
 	rd.congested = c.out.Len() > congested
 	c.callsServed += uint64(rd.put)
@@ -501,6 +503,9 @@ func (c *Conn) endServing(in *inCall) {
 		in.held = 0
 	}
 	in.kept = false
+	if c.life.ended {
+		c.life.unanswered = true
+	}
 	if c.shard != nil {
 		in.running.Store(nil)
 	}
