@@ -461,9 +461,17 @@ func (c *Conn) wait(ctx context.Context, g *batch.Gate, open func() bool, only b
 // in whole, what was begun is aborted, the slot is free or will be, and the call
 // has ended with the error.
 func (c *Conn) beginLarge(ctx context.Context, e *outCall, m *message) (whole bool, err error) {
-	begun, err := c.sendFragments(ctx, m, func() bool { return e.state.Load() == callIdle })
+	first := true
+	begun, err := c.sendFragments(ctx, m, func() bool {
+		refused := first && c.life.refuses // it may have waited for room, and an ack may have been sent meanwhile
+		first = false
+		return refused || e.state.Load() == callIdle
+	})
 	if err == nil {
 		return true, nil
+	}
+	if refused := c.life.mayOpen(c); err == errStopped && !begun && refused != nil {
+		err = refused
 	}
 	if begun && !c.life.ended { // else GOAWAY has been sent
 		c.out.Put(appendFrameHeader(c.out.Buffer(), FrameHeader{Type: FrameAbort, ID: m.id}))

@@ -169,13 +169,16 @@ func (c *Conn) askCredit() bool {
 func (c *Conn) notifyLarge(ctx context.Context, m *message) error {
 	n := &c.notes
 	n.large, n.left = true, 0
-	n.sentBytes += uint64(len(m.payload))
-	n.sentMsgs++
 	first := true
 	begun, err := c.sendFragments(ctx, m, func() bool {
 		if first { // it may have waited for room, and an ack may have been sent meanwhile
 			first = false
-			return c.life.refuses
+			if c.life.refuses {
+				return true
+			}
+			n.sentBytes += uint64(len(m.payload))
+			n.sentMsgs++
+			return false
 		}
 		return c.life.ended
 	})
@@ -185,9 +188,6 @@ func (c *Conn) notifyLarge(ctx context.Context, m *message) error {
 			if !c.life.ended { // else GOAWAY has been sent
 				c.out.Put(appendFrameHeader(c.out.Buffer(), FrameHeader{Type: FrameAbort}))
 			}
-		} else {
-			n.sentBytes -= uint64(len(m.payload))
-			n.sentMsgs--
 		}
 		if err == errStopped {
 			err = c.life.mayOpen(c)
