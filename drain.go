@@ -125,6 +125,9 @@ func (c *Conn) Shutdown(ctx context.Context) error {
 	}
 	err := c.waitFor(ctx, &c.life.changed, func() bool { return c.life.ended || c.life.acked.Load() && c.idle() })
 	c.out.Unlock()
+	if err == nil {
+		err = c.Flush(ctx) // what the other side has accepted
+	}
 	if ctx.Err() == nil {
 		err = nil // the connection broke off instead: it has ended
 	}

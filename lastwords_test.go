@@ -1,0 +1,287 @@
+package plugwire
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// What the other side learns from the end of a connection: GOAWAY done says that
+// what has no ending did not run, and nothing follows it.
+
+// The reply of a call that ran inline is gathered when a one-way message's handler,
+// which came in the same read, closes the connection.
+func TestDoneIsNotSaidWhenAGatheredReplyIsDropped(t *testing.T) {
+	var ran atomic.Int64
+	mux := func(a *adversary) *Mux {
+		m := NewMux()
+		m.HandleFunc("work", func(context.Context, []byte) ([]byte, error) { ran.Add(1); return []byte("ok"), nil })
+		m.Handle("close", HandlerFunc(func(r *Request, reply []byte) ([]byte, error) { r.Conn().Close(); return nil, nil }))
+		return m
+	}
+	a := meetServing(t, way{"unix", true}, nil, nil, mux)
+	a.send(cat(frame(FrameCall, 0, 1, 1, "x"), frame(FrameNotify, 0, 2, 0, "bye")))
+	reply, done := false, false
+	for {
+		h, _, err := a.in.ReadFrame()
+		if err != nil {
+			break
+		}
+		switch {
+		case h.Type == FrameReply && h.ID == 1:
+			reply = true
+		case h.Type == FrameGoAway && h.Code == goAwayDone:
+			done = true
+		}
+		if h.Type == FrameGoAway {
+			break
+		}
+	}
+	if ran.Load() == 1 && done && !reply {
+		t.Errorf("the call ran, its reply was dropped, and GOAWAY done says that it did not run")
+	}
+}
+
+// Handlers return when Close ends their contexts, and their endings come too late.
+func TestCloseDoesNotSayNotRunOfCallsThatRan(t *testing.T) {
+	wrong, tries := 0, scaled(200)
+	for range tries {
+		began := make(chan struct{}, 8)
+		m := NewMux()
+		m.HandleFunc("wait", func(ctx context.Context, b []byte) ([]byte, error) {
+			began <- struct{}{}
+			<-ctx.Done()
+			return nil, ctx.Err()
+		})
+		x, y := pair(t, "unix", nil, &Config{Mux: m})
+		errs := make(chan error, 4)
+		for range 4 {
+			go func() { _, err := x.Call(context.Background(), "wait", nil); errs <- err }()
+		}
+		for range 4 {
+			<-began
+		}
+		y.Close()
+		for range 4 {
+			if err := <-errs; NotRun(err) {
+				wrong++
+			}
+		}
+		x.Close()
+	}
+	if wrong > 0 {
+		t.Errorf("%d calls whose handlers had begun ended with NotRun, in %d connections", wrong, tries)
+	}
+}
+
+func TestCloseDoesNotSayNotRunOfStreamsThatRan(t *testing.T) {
+	wrong, tries := 0, scaled(100)
+	for range tries {
+		began := make(chan struct{}, 8)
+		m := NewMux()
+		m.HandleStream("wait", func(s *Stream) error {
+			began <- struct{}{}
+			<-s.Context().Done()
+			return nil
+		})
+		x, y := pair(t, "unix", nil, &Config{Mux: m})
+		s, err := x.OpenStream(context.Background(), "wait")
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.SendHeader()
+		<-began
+		y.Close()
+		if _, err := s.Recv(); NotRun(err) {
+			wrong++
+		}
+		x.Close()
+	}
+	if wrong > 0 {
+		t.Errorf("%d streams whose handlers had begun ended with NotRun, in %d connections", wrong, tries)
+	}
+}
+
+// What a wrong NotRun would do: a Pool runs a call that is not idempotent again.
+func TestPoolRunsNoCallTwiceWhenServersClose(t *testing.T) {
+	var mu sync.Mutex
+	runs := map[string]int{}
+	conns := make(chan *Conn, 100000)
+	m := NewMux()
+	m.HandleFunc("pay", func(ctx context.Context, b []byte) ([]byte, error) {
+		mu.Lock()
+		runs[string(b)]++
+		mu.Unlock()
+		return nil, nil
+	})
+	m.Handle("leave", HandlerFunc(func(r *Request, b []byte) ([]byte, error) { r.Conn().Close(); return nil, nil }))
+	s := &Server{Mux: m, Config: testConfig(&Config{OnConn: func(c *Conn) { conns <- c }})}
+	l, err := s.Listen(listenAddr(t, "unix"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	go s.Serve(l)
+	defer s.Close()
+	p := NewPool(testConfig(&Config{Pool: PoolConfig{MaxBackOff: time.Millisecond}}), addrURI(l.Addr()))
+	defer p.Close()
+	stop := time.Now().Add(time.Duration(longRun(300, 10_000)) * time.Millisecond)
+	var wg sync.WaitGroup
+	for g := range 16 {
+		wg.Go(func() {
+			for i := 0; time.Now().Before(stop) && !t.Failed(); i++ {
+				id := fmt.Sprintf("%d/%d", g, i)
+				_, err := p.Call(context.Background(), "pay", []byte(id))
+				mu.Lock()
+				n := runs[id]
+				mu.Unlock()
+				if n > 1 {
+					t.Errorf("a call that is not idempotent ran %d times, and ended with error %v", n, err)
+				}
+			}
+		})
+	}
+	for time.Now().Before(stop) && !t.Failed() {
+		time.Sleep(3 * time.Millisecond)
+		p.Notify(context.Background(), "leave", nil)
+	}
+	wg.Wait()
+	mu.Lock()
+	defer mu.Unlock()
+	t.Logf("%d calls, %d connections", len(runs), len(conns))
+}
+
+// A one-way message's handler returns after GOAWAY done has been sent: the CREDIT
+// for it stays away.
+func TestNothingFollowsDone(t *testing.T) {
+	hello := adversaryHello()
+	hello.limits.frame, hello.limits.oneWay = maxFrame, 64<<20
+	a := meet(t, way{"unix", true}, &Config{}, hello)
+	c := a.c
+	a.send(cat(frame(FrameMethods, 0, 0, 0, methodEntry(4, "note")), frame(FrameNotify, 0, mSlow, 0, "x"), frame(FrameCredit, 0, 0, 0)))
+	receive(t, "the handler runs", a.ran)
+	until(t, "methods", func() bool { return len(c.Methods()) > 0 })
+	for { // until nothing more goes out
+		ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+		err := c.Notify(ctx, "note", make([]byte, 8000))
+		cancel()
+		if err != nil {
+			break
+		}
+	}
+	go c.Close()
+	until(t, "closing", func() bool { c.out.Lock(); defer c.out.Unlock(); return c.life.goAway[goAwayDone] })
+	for { // until the batch with done is being written
+		c.out.Lock()
+		taken := !c.life.goAway[goAwayDone]
+		c.out.Unlock()
+		if taken {
+			break
+		}
+		if _, _, err := a.in.ReadFrame(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.letGo()
+	time.Sleep(100 * time.Millisecond)
+	done := false
+	for {
+		h, b, err := a.in.ReadFrame()
+		if err != nil {
+			return
+		}
+		if done {
+			t.Errorf("behind GOAWAY done comes %s", describe(h, b))
+		}
+		done = done || h.Type == FrameGoAway && h.Code == goAwayDone
+	}
+}
+
+// Shutdown waits for what the other side has accepted too.
+func TestShutdownWaitsForTheOtherSidesOneWayMessages(t *testing.T) {
+	var good, cut atomic.Int64
+	m := NewMux()
+	m.HandleFunc("note", func(ctx context.Context, b []byte) ([]byte, error) {
+		select {
+		case <-time.After(time.Millisecond):
+			good.Add(1)
+		case <-ctx.Done():
+			cut.Add(1)
+		}
+		return nil, nil
+	})
+	x, y := pair(t, "unix", nil, &Config{Mux: m})
+	for range 50 {
+		if err := x.Notify(context.Background(), "note", []byte("x")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := x.Shutdown(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	<-y.Done()
+	until(t, "all handled", func() bool { return good.Load()+cut.Load() == 50 })
+	if cut.Load() > 0 {
+		t.Errorf("of 50 one-way messages that were accepted before Shutdown, %d were handled with a cancelled context", cut.Load())
+	}
+}
+
+// Flush is called while a large one-way message waits for room for its first
+// frame; that message is then given up, and never sent.
+func TestFlushBehindALargeMessageThatIsGivenUp(t *testing.T) {
+	hello := adversaryHello()
+	hello.limits.frame, hello.limits.oneWay = maxFrame, 64<<20
+	a := meet(t, way{"unix", true}, &Config{}, hello)
+	a.send(frame(FrameMethods, 0, 0, 0, methodEntry(4, "note")))
+	c := a.c
+	until(t, "methods", func() bool { return c.theirs.Load() != nil && len(c.Methods()) > 0 })
+	for { // until nothing more goes out
+		ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
+		err := c.Notify(ctx, "note", make([]byte, 8000))
+		cancel()
+		if err != nil {
+			break
+		}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	large := make(chan error, 1)
+	go func() { large <- c.Notify(ctx, "note", make([]byte, 1<<20)) }()
+	until(t, "large waits", func() bool { c.out.Lock(); defer c.out.Unlock(); return c.notes.large })
+	flushed := make(chan error, 1)
+	go func() { flushed <- c.Flush(context.Background()) }()
+	until(t, "flush waits", func() bool { c.out.Lock(); defer c.out.Unlock(); return !c.notes.handled.Empty() })
+	cancel()
+	wantCode(t, <-large, Canceled, true)
+	go func() {
+		bytes, msgs := uint64(0), uint64(0)
+		for {
+			h, _, err := a.in.ReadFrame()
+			if err != nil {
+				return
+			}
+			if h.Type == FrameNotify {
+				bytes, msgs = bytes+uint64(h.Length), msgs+1
+			}
+			if h.Type == FrameCredit || h.Type == FrameNotify {
+				b := frame(FrameCredit, 0, 0, 0, binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64(nil, bytes), msgs))
+				a.send(b)
+			}
+		}
+	}()
+	until(t, "all handled", func() bool {
+		c.out.Lock()
+		defer c.out.Unlock()
+		return c.notes.handledMsgs == c.notes.sentMsgs
+	})
+	select {
+	case err := <-flushed:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(5 * time.Second):
+		t.Error("every message that was accepted has been handled, and Flush still waits")
+	}
+}
