@@ -6,6 +6,7 @@ import (
 	"math"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -140,7 +141,8 @@ func (a *adversary) await(done <-chan outcome) outcome {
 }
 
 // largeRequest takes a thousand frames, more than the buffers of any transport hold.
-var largeRequest = make([]byte, 4<<20)
+// Children do without it: 4 MiB would be a collection at the start of each.
+var largeRequest = sync.OnceValue(func() []byte { return make([]byte, 4<<20) })
 
 func (e *ending) run(t *testing.T, w way) {
 	a := meet(t, w, nil, nil)
@@ -151,7 +153,7 @@ func (e *ending) run(t *testing.T, w way) {
 	}
 	req := []byte("ask")
 	if e.large {
-		req = largeRequest
+		req = largeRequest()
 	}
 	done := a.calls(context.Background(), req)
 	if h, _ := a.next(FrameCall); h.ID != 1 || e.large != (h.Flags&FlagBegin != 0) {

@@ -599,7 +599,7 @@ func TestStreamEndsInsideAMessageOfTheOpeners(t *testing.T) {
 					t.Fatal(err)
 				}
 				sent := make(chan error, 1)
-				go func() { sent <- s.Send(largeRequest) }()
+				go func() { sent <- s.Send(largeRequest()) }()
 				if h, _ := a.next(FrameData); h.Flags&FlagBegin == 0 {
 					t.Fatalf("%+v", h)
 				}
