@@ -338,6 +338,7 @@ func TestStatsOfConnections(t *testing.T) {
 		if _, err := Dial(t.Context(), addr, testConfig(nil)); err == nil {
 			t.Error("a fourth was let in")
 		}
+		until(t, "its end", func() bool { return s.Stats().ConnsFailed.Sum() > 0 }) // which it learns of first
 		if s := s.Stats(); s.Conns != 3 || s.ConnsOpened != 3 || s.ConnsFailed != (CodeCounts{ResourceExhausted: 1}) {
 			t.Errorf("three are open: %+v", s.TransportStats)
 		}
