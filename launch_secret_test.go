@@ -320,7 +320,7 @@ func (h *hearing) hear(b []byte) {
 func TestKilledPluginsGroupIsKilled(t *testing.T) {
 	lt := newLaunchTest(t, "stubborn")
 	lt.wrapped(`trap '' TERM; exec 3<&0; "$0" <&3 & wait; wait; exit 1`)
-	lt.cfg.Launch.ExitTimeout = 300 * time.Millisecond
+	lt.cfg.Launch.ExitTimeout = 100 * time.Millisecond
 	p := lt.launch()
 	lt.greets(p)
 	if err := p.Close(); CodeOf(err) != DeadlineExceeded {

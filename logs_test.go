@@ -308,9 +308,11 @@ func TestStuckLoggerDoesNotHoldUpThePlugin(t *testing.T) {
 	}
 }
 
-func TestStuckLoggerDoesNotHoldUpClose(t *testing.T) {
+func init() { waitingLaunches["StuckLoggerDoesNotHoldUpClose"] = testStuckLoggerDoesNotHoldUpClose }
+
+func testStuckLoggerDoesNotHoldUpClose(t *testing.T) {
 	release := make(chan struct{})
-	lt := newLaunchTest(t, "prints")
+	lt := newParallelLaunchTest(t, "prints")
 	lt.cfg.Logger = slog.New(&stuckHandler{new(logBook).logger().Handler(), func() { <-release }})
 	p := lt.launch()
 	start := time.Now()

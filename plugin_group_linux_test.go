@@ -31,6 +31,7 @@ func init() {
 
 // Its sleeper and the one that ignores SIGTERM, with a child of its own.
 func TestT23GrandchildrenEndWithThePlugin(t *testing.T) {
+	leavesNoDescriptors(t)
 	for _, row := range []struct {
 		name, behaviour string
 		end             func(p *Plugin)
@@ -42,7 +43,8 @@ func TestT23GrandchildrenEndWithThePlugin(t *testing.T) {
 		{"in a session of its own", "family", func(p *Plugin) { p.Close() }},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			lt := newLaunchTest(t, row.behaviour)
+			t.Parallel()
+			lt := newParallelLaunchTest(t, row.behaviour)
 			if strings.Contains(row.name, "session") {
 				lt.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 			}
@@ -65,10 +67,14 @@ func TestT23GrandchildrenEndWithThePlugin(t *testing.T) {
 	}
 }
 
+func init() {
+	waitingLaunches["GrandchildOutOfReachDoesNotHoldUpClose"] = testGrandchildOutOfReachDoesNotHoldUpClose
+}
+
 // What it has started and got out of the group is its own affair, but must not
 // hold up the end.
-func TestGrandchildOutOfReachDoesNotHoldUpClose(t *testing.T) {
-	lt := newLaunchTest(t, "escaped grandchild")
+func testGrandchildOutOfReachDoesNotHoldUpClose(t *testing.T) {
+	lt := newParallelLaunchTest(t, "escaped grandchild")
 	mark := rand.Text()
 	lt.cmd.Env = append(lt.cmd.Env, familyEnv+"="+mark)
 	lt.cfg.Launch.WaitDelay = 700 * time.Millisecond // which is not the default
@@ -90,10 +96,12 @@ func TestGrandchildOutOfReachDoesNotHoldUpClose(t *testing.T) {
 	familyGone(t, mark)
 }
 
-func TestTermTimeoutSetsWhenSIGTERMComes(t *testing.T) {
-	lt := newLaunchTest(t, "lingers")
+func init() { waitingLaunches["TermTimeoutSetsWhenSIGTERMComes"] = testTermTimeoutSetsWhenSIGTERMComes }
+
+func testTermTimeoutSetsWhenSIGTERMComes(t *testing.T) {
+	lt := newParallelLaunchTest(t, "lingers")
 	// What comes while ServePlugin still runs ends that, and not the process.
-	lt.cfg.Launch.ExitTimeout, lt.cfg.Launch.TermTimeout = time.Minute, 300*time.Millisecond
+	lt.cfg.Launch.ExitTimeout, lt.cfg.Launch.TermTimeout = time.Minute, 500*time.Millisecond
 	start := time.Now()
 	if err := lt.launch().Close(); err == nil || !strings.Contains(err.Error(), "terminated") {
 		t.Error(err)

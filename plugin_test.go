@@ -170,6 +170,17 @@ func leavesNoDescriptors(t *testing.T) {
 	})
 }
 
+// waitingLaunches are tests that wait most of the time, for a time-out after a
+// launch, by name. They run beside one another. Test files add theirs in init.
+var waitingLaunches = map[string]func(*testing.T){}
+
+func TestWaitingLaunches(t *testing.T) {
+	leavesNoDescriptors(t)
+	for name, test := range waitingLaunches {
+		t.Run(name, func(t *testing.T) { t.Parallel(); test(t) })
+	}
+}
+
 func newParallelLaunchTest(t *testing.T, behaviour string) *launchTest {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "pw")

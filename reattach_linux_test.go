@@ -67,8 +67,12 @@ func TestSignalReachesNoSuccessor(t *testing.T) {
 	}
 }
 
-func TestReattachedPluginIsKilledWithItsFamily(t *testing.T) {
-	lt := newLaunchTest(t, "stubborn family")
+func init() {
+	waitingLaunches["ReattachedPluginIsKilledWithItsFamily"] = testReattachedPluginIsKilledWithItsFamily
+}
+
+func testReattachedPluginIsKilledWithItsFamily(t *testing.T) {
+	lt := newParallelLaunchTest(t, "stubborn family")
 	mark := rand.Text()
 	lt.cmd.Env = append(lt.cmd.Env, familyEnv+"="+mark)
 	a := lt.orphan(time.Minute, "unix")

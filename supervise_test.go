@@ -51,8 +51,13 @@ func (l *eventLog) last(k EventKind) (last Event) {
 
 // supervised returns a test whose plugin is restarted soon after it has failed.
 func supervised(t *testing.T, behaviour string) (*launchTest, *eventLog) {
+	leavesNoDescriptors(t)
+	return supervisedInParallel(t, behaviour)
+}
+
+func supervisedInParallel(t *testing.T, behaviour string) (*launchTest, *eventLog) {
 	watchdog(t)
-	lt, log := newLaunchTest(t, behaviour), new(eventLog)
+	lt, log := newParallelLaunchTest(t, behaviour), new(eventLog)
 	lt.cfg.Launch.Restart = RestartOnFailure
 	lt.cfg.Launch.RestartDelay, lt.cfg.Launch.RestartDelayMax = 5*time.Millisecond, 5*time.Millisecond
 	lt.cfg.Launch.MaxRestarts = -1
@@ -117,6 +122,7 @@ func TestAPluginThatFailsIsRestarted(t *testing.T) {
 }
 
 func TestRestartPolicies(t *testing.T) {
+	leavesNoDescriptors(t)
 	for name, row := range map[string]struct {
 		policy   RestartPolicy
 		end      string // the status with which it exits, or "kill"
@@ -130,7 +136,8 @@ func TestRestartPolicies(t *testing.T) {
 		"always, closed by itself": {RestartAlways, "SIGTERM", true},
 	} {
 		t.Run(strings.ReplaceAll(name, " ", "-"), func(t *testing.T) {
-			lt, log := supervised(t, "good")
+			t.Parallel()
+			lt, log := supervisedInParallel(t, "good")
 			lt.cfg.Launch.Restart = row.policy
 			p := lt.launch()
 			pid := p.Pid()
@@ -240,8 +247,10 @@ func TestAnUnhealthyPluginIsReplaced(t *testing.T) {
 	p.Close()
 }
 
-func TestCallsGiveUpWaitingForAProcess(t *testing.T) {
-	lt, _ := supervised(t, "good")
+func init() { waitingLaunches["CallsGiveUpWaitingForAProcess"] = testCallsGiveUpWaitingForAProcess }
+
+func testCallsGiveUpWaitingForAProcess(t *testing.T) {
+	lt, _ := supervisedInParallel(t, "good")
 	lt.cfg.Launch.RestartDelay, lt.cfg.Launch.RestartDelayMax = time.Hour, time.Hour
 	lt.cfg.Launch.RestartWait = 50 * time.Millisecond
 	p := lt.launch()

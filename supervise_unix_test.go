@@ -10,9 +10,11 @@ import (
 	"time"
 )
 
+func init() { waitingLaunches["AStoppedPluginIsReplaced"] = testAStoppedPluginIsReplaced }
+
 // A stopped process does not hang a call without a deadline.
-func TestAStoppedPluginIsReplaced(t *testing.T) {
-	lt, _ := supervised(t, "good")
+func testAStoppedPluginIsReplaced(t *testing.T) {
+	lt, _ := supervisedInParallel(t, "good")
 	lt.cfg.KeepAlive = 150 * time.Millisecond
 	lt.cfg.Launch.ExitTimeout = 100 * time.Millisecond
 	p := lt.launch()
@@ -46,9 +48,11 @@ func TestAStoppedPluginIsGivenUpByDefault(t *testing.T) {
 	}
 }
 
-// TestASilentPluginIsUnhealthy: one that PING gives up is reported so.
-func TestASilentPluginIsUnhealthy(t *testing.T) {
-	lt := newLaunchTest(t, "good")
+func init() { waitingLaunches["ASilentPluginIsUnhealthy"] = testASilentPluginIsUnhealthy }
+
+// testASilentPluginIsUnhealthy: one that PING gives up is reported so.
+func testASilentPluginIsUnhealthy(t *testing.T) {
+	lt := newParallelLaunchTest(t, "good")
 	lt.cfg.KeepAlive, lt.cfg.Launch.ExitTimeout = 50*time.Millisecond, 50*time.Millisecond
 	events := make(chan Event, 10)
 	lt.cfg.Launch.OnEvent = func(e Event) { events <- e }
