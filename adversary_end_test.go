@@ -51,6 +51,7 @@ func TestDrainAcceptsUntilTheAck(t *testing.T) {
 }
 
 func TestFramesAfterTheAck(t *testing.T) {
+	t.Parallel()
 	for _, row := range []struct {
 		name, closed string
 		send         []byte

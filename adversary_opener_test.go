@@ -106,6 +106,7 @@ var openerEndings = []ending{
 }
 
 func TestOpenersView(t *testing.T) {
+	t.Parallel()
 	for _, row := range openerEndings {
 		t.Run(strings.ReplaceAll(row.name, " ", "-"), func(t *testing.T) {
 			t.Parallel()

@@ -198,6 +198,7 @@ func TestCancelInTheMiddleOfARequest(t *testing.T) {
 }
 
 func TestCancelledCallsLoseNoSlot(t *testing.T) {
+	t.Parallel()
 	overTransports(t, func(t *testing.T, transport string) {
 		const limit = 8
 		unblock := make(chan struct{})

@@ -47,6 +47,7 @@ func TestCloseSendsWhatWasAccepted(t *testing.T) {
 }
 
 func TestCloseEndsPendingCalls(t *testing.T) {
+	t.Parallel()
 	overTransports(t, func(t *testing.T, transport string) {
 		unblock := make(chan struct{})
 		var entered atomic.Int32

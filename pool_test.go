@@ -208,6 +208,7 @@ func TestPoolDialOutlivesItsCaller(t *testing.T) {
 
 // TestPoolCallersWaitForAConnection: how long, how many, and what they are told.
 func TestPoolCallersWaitForAConnection(t *testing.T) {
+	t.Parallel()
 	refused := errors.New("refused in a test")
 	failing := func(c PoolConfig, err error) (*Pool, *gateTransport) {
 		tr := &gateTransport{Transport: testPipes, gate: make(chan error, 1000)}
@@ -352,6 +353,7 @@ func TestPoolSpreads(t *testing.T) {
 
 // TestPoolPicksTheLeastBusy, for calls and for streams, also when there are many.
 func TestPoolPicksTheLeastBusy(t *testing.T) {
+	t.Parallel()
 	watchdog(t)
 	for _, size := range []int{4, 2 * lookAtAll} {
 		unblock := make(chan struct{})

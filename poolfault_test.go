@@ -72,7 +72,7 @@ func TestPoolStalledConnection(t *testing.T) {
 			addr := "pipe:" + t.Name()
 			startPoolServer(t, addr, echoMux(nil))
 			tr := &faultyTransport{Transport: testPipes}
-			p := closedPool(t, NewPool(withPipes(&Config{Pool: PoolConfig{Size: 4}, CloseTimeout: 100 * time.Millisecond}, tr), addr))
+			p := closedPool(t, NewPool(withPipes(&Config{Pool: PoolConfig{Size: 4}, CloseTimeout: 20 * time.Millisecond}, tr), addr))
 			opens(t, p, 4)
 			var stop atomic.Bool
 			var begun atomic.Int64

@@ -44,7 +44,7 @@ func buildReadme(t *testing.T) (dir string) {
 	}
 	overlay := filepath.Join(dir, "overlay.json")
 	writeFile(t, overlay, text)
-	cmd := exec.Command(goTool, "build", "-buildvcs=false", "-overlay", overlay, "-o", dir, "./readme/greeter", "./readme/host")
+	cmd := exec.Command(goTool, "build", "-buildvcs=false", "-ldflags=-s -w", "-overlay", overlay, "-o", dir, "./readme/greeter", "./readme/host")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
@@ -54,6 +54,7 @@ func buildReadme(t *testing.T) (dir string) {
 // A host that is itself a plugin of hashicorp/go-plugin inherits variables that
 // look like ours: nothing reads them.
 func TestReadmeUnderGoPlugin(t *testing.T) {
+	t.Parallel()
 	if testing.Short() || runtime.GOOS == "windows" {
 		t.Skip("builds two programs, named as on Unix")
 	}
