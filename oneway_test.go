@@ -90,7 +90,7 @@ func TestNotifyKeepsOrder(t *testing.T) {
 	overTransports(t, func(t *testing.T, transport string) {
 		for name, f := range slow {
 			t.Run(name, func(t *testing.T) {
-				n := longRun(40_000, 100_000)
+				n := longRun(20_000, 100_000)
 				if raceEnabled || transport == "pipe" {
 					n = 10_000
 				}

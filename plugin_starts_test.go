@@ -28,7 +28,7 @@ func TestManyStartsLeaveNothing(t *testing.T) {
 	tmp := t.TempDir()
 	t.Setenv("TMPDIR", tmp)
 	lt.cmd.Env = append(lt.cmd.Env, "TMPDIR="+tmp)
-	runs := longRun(20, 1000)
+	runs := longRun(10, 1000)
 	var ours, bare []time.Duration
 	for range runs {
 		start := time.Now()

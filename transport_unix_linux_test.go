@@ -160,7 +160,7 @@ func runWatchModes(t *testing.T, umask, mode string, listens int) (last, seen ma
 }
 
 func TestT02NobodyConnectsBeforeTheModeIsRight(t *testing.T) {
-	listens := 1000
+	listens := 500
 	if longTests {
 		listens = 10_000
 	}

@@ -243,7 +243,7 @@ func TestT06SocketOfAKilledServerIsTakenOver(t *testing.T) {
 func TestT06ListeningAgainSoonAfterKill(t *testing.T) {
 	const within = 100 * time.Millisecond
 	addr := "unix://" + filepath.Join(socketDir(t), "x.sock")
-	soon, kills := 0, longRun(30, 100)
+	soon, kills := 0, longRun(15, 100)
 	var slowest, slowestKill time.Duration
 	for range kills {
 		cmd := startListenChild(t, addr)
