@@ -335,6 +335,7 @@ func TestStatsOfConnections(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		until(t, "their places", func() bool { s.mu.Lock(); defer s.mu.Unlock(); return len(s.conns) == 3 }) // or a handshake makes room
 		if _, err := Dial(t.Context(), addr, testConfig(nil)); err == nil {
 			t.Error("a fourth was let in")
 		}
