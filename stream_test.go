@@ -231,9 +231,6 @@ func TestStreamMetadata(t *testing.T) {
 		if err := s.Send([]byte("x")); err != nil {
 			t.Fatal(err)
 		}
-		if err := s.SetHeader(nil); CodeOf(err) != FailedPrecondition {
-			t.Errorf("SetHeader after Send: %v", err)
-		}
 		if md, err := s.Header(); err != nil || md["header"] != "v" {
 			t.Errorf("%v, %v", md, err)
 		}
@@ -251,6 +248,14 @@ func TestStreamMetadata(t *testing.T) {
 		if _, err := s.Recv(); CodeOf(err) != Unknown || s.Trailer() == nil {
 			t.Errorf("%v, %v", err, s.Trailer())
 		}
+		s = openStream(t, x, "stream.wait") // which does not end meanwhile
+		if err := s.Send([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.SetHeader(nil); CodeOf(err) != FailedPrecondition {
+			t.Errorf("SetHeader after Send: %v", err)
+		}
+		s.Close()
 		accounts(t, x, y)
 	})
 }
