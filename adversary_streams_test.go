@@ -381,7 +381,6 @@ var streamAcceptorScripts = []streamScript{
 }
 
 func TestStreamAcceptorsView(t *testing.T) {
-	t.Parallel()
 	for _, row := range streamAcceptorScripts {
 		t.Run(strings.ReplaceAll(row.name, " ", "-"), func(t *testing.T) {
 			t.Parallel()

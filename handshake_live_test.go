@@ -203,7 +203,6 @@ func meetServer(t testing.TB, cfg *Config, serve func(nc net.Conn)) (time.Durati
 }
 
 func TestDialMeetsOthers(t *testing.T) {
-	t.Parallel()
 	says := func(s string) func(net.Conn) {
 		return func(nc net.Conn) { nc.Write([]byte(s)); io.Copy(io.Discard, nc) }
 	}
