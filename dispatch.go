@@ -77,8 +77,8 @@ func (rd *reader) dispatch(in *inCall) (mine bool) {
 				}
 				in.held = n
 			}
-			in.copied = copies.Get().(*[]byte)
-			*in.copied = append((*in.copied)[:0], in.req.payload...)
+			in.copied = getCopy(len(in.req.payload))
+			*in.copied = append(*in.copied, in.req.payload...)
 			in.req.payload = *in.copied
 		}
 		c.workers.run(in)

@@ -24,8 +24,8 @@ type note struct {
 type notes struct {
 	packed []byte
 	at     int     // where those begin that are still to be handled
-	owner  *[]byte // of copies, or nil: single
-	single note
+	owner  *[]byte // of packed, from getCopy
+	single *note   // or nil: packed
 }
 
 // packedHeader is what precedes a payload in notes: its length (u32), the number of
@@ -39,8 +39,11 @@ const noMethod = ^uint16(0)
 // handler works on stays where it is.
 func (q *notes) pack(nt note) bool {
 	need := len(q.packed) + packedHeader + len(nt.name) + len(nt.payload)
-	if len(q.packed) > 0 && (need > maxFrame || q.at > 0 && need > cap(q.packed)) {
+	switch {
+	case len(q.packed) > 0 && (need > maxFrame || q.at > 0 && need > cap(q.packed)):
 		return false
+	case need > cap(q.packed):
+		q.grow(need)
 	}
 	number, name := noMethod, ""
 	if nt.method != nil {
@@ -52,10 +55,20 @@ func (q *notes) pack(nt note) bool {
 	return true
 }
 
+// grow gives the messages a buffer for that many bytes.
+func (q *notes) grow(need int) {
+	old := q.owner
+	q.owner = getCopy(need)
+	q.packed = append(*q.owner, q.packed...)
+	if old != nil {
+		putCopy(old)
+	}
+}
+
 // next takes the first message out; last says that no other is left.
 func (q *notes) next(t *muxTable) (nt note, last bool) {
-	if q.owner == nil {
-		return q.single, true
+	if q.single != nil {
+		return *q.single, true
 	}
 	b := q.packed[q.at:]
 	size, number, name := int(binary.LittleEndian.Uint32(b)), binary.LittleEndian.Uint16(b[4:]), int(b[6])
@@ -75,13 +88,12 @@ func (q *notes) next(t *muxTable) (nt note, last bool) {
 // addNote returns the queue with a copy of the message at its end.
 func addNote(queue []notes, nt note) []notes {
 	if nt.dropped > 0 || nt.parts.total > 0 {
-		return append(queue, notes{single: nt})
+		return append(queue, notes{single: &nt})
 	}
-	if last := len(queue) - 1; last >= 0 && queue[last].owner != nil && queue[last].pack(nt) {
+	if last := len(queue) - 1; last >= 0 && queue[last].single == nil && queue[last].pack(nt) {
 		return queue
 	}
-	owner := copies.Get().(*[]byte)
-	q := notes{packed: (*owner)[:0], owner: owner}
+	var q notes
 	q.pack(nt)
 	return append(queue, q)
 }

@@ -252,7 +252,6 @@ type inNotes struct {
 	seenBytes, seenMsgs uint64 // the handled counts as last looked at
 	large               assembly
 	largeNote           note
-	spare               []byte // for the next large one
 
 	// Guarded by out's lock.
 	handledBytes, handledMsgs   uint64
@@ -385,7 +384,7 @@ func (rd *reader) notifyPart(h *FrameHeader, b []byte) (mine bool, err error) {
 	if nt.method == nil {
 		nt.dropped = large.total
 		large.drop()
-	} else if large.total > spareBytes {
+	} else if large.total > atOnce {
 		nt.parts, nt.held = large, held
 	}
 	if nt.dropped > 0 || nt.parts.total > 0 { // nothing that the reader should wait for
@@ -393,9 +392,9 @@ func (rd *reader) notifyPart(h *FrameHeader, b []byte) (mine bool, err error) {
 		return true, nil
 	}
 	rd.c.cfg.budget.give(held)
-	nt.payload, n.spare = large.join(n.spare[:0]), nil
-	if mine = rd.deliver(nt.method, nt.name, nt.payload); mine && !n.busy.Load() && cap(nt.payload) <= spareBytes {
-		n.spare = nt.payload // handled: the next one may use its buffer
+	nt.payload = large.join(getLarge())
+	if mine = rd.deliver(nt.method, nt.name, nt.payload); mine { // handled, or copied
+		putLarge(nt.payload)
 	}
 	return mine, nil
 }
@@ -421,8 +420,8 @@ func (rd *reader) noteComplete() int {
 	return 0
 }
 
-// spareBytes is the largest buffer that is kept for the next large message.
-const spareBytes = 1 << 20
+// atOnce is the largest message of several frames that the reader puts together.
+const atOnce = 1 << 20
 
 // notifyAborted drops a message in several frames: it counts as handled.
 func (rd *reader) notifyAborted() error {

@@ -423,10 +423,64 @@ func TestNotifyToAMethodThatIsNotThere(t *testing.T) {
 	})
 }
 
+// T18: messages that wait hold none of the large buffers that calls have had made
+// before.
+func TestT18QueuedMessagesHoldNoLargeBuffers(t *testing.T) {
+	const rounds, calls = 10, 8
+	hello := adversaryHello()
+	release := make(chan struct{})
+	began := make(chan struct{}, 1000)
+	mux := func(a *adversary) *Mux {
+		m := NewMux()
+		m.Handle("block", HandlerFunc(func(r *Request, b []byte) ([]byte, error) { a.note(a.ran, "block"); <-a.release; return nil, nil }))
+		m.HandleFunc("slow", func(ctx context.Context, b []byte) ([]byte, error) {
+			began <- struct{}{}
+			<-release
+			return nil, nil
+		})
+		return m
+	}
+	a := meetServing(t, way{"unix", true}, &Config{Limits: Limits{OneWayWindow: 512 << 10}}, hello, mux)
+	a.send(frame(FrameNotify, 0, 1, 0, "x"))
+	receive(t, "block", a.ran)
+	before := heap()
+	payload := make([]byte, 60<<10)
+	notes := 0
+	for range rounds {
+		for id := range uint32(calls) {
+			a.send(frame(FrameCall, 0, 2, id+1, payload))
+		}
+		for range calls {
+			receive(t, "slow", began)
+		}
+		for range calls {
+			release <- struct{}{}
+		}
+		for range calls {
+			a.next(FrameReply)
+		}
+		var b []byte
+		for range calls {
+			b = append(b, frame(FrameNotify, 0, 1, 0, "x")...)
+			b = append(b, cat(frame(FrameNotify, bm, 1, 0, uint32(2), "y"), abortFrame(0))...) // so that they lie apart
+			notes += 2
+		}
+		a.send(b)
+		until(t, "the queue", func() bool {
+			a.c.oneWay.mu.Lock()
+			defer a.c.oneWay.mu.Unlock()
+			return a.c.oneWay.waiting() == notes
+		})
+	}
+	if after := heap(); after > before+1<<20 {
+		t.Errorf("%d small messages hold %d KiB", notes, (after-before)>>10)
+	}
+}
+
 // waiting counts the messages in the queue. Called under mu.
 func (n *inNotes) waiting() (count int) {
 	for _, q := range n.queue {
-		if q.owner == nil {
+		if q.single != nil {
 			count++
 			continue
 		}

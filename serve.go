@@ -77,20 +77,56 @@ func (c *Conn) keep(in *inCall) {
 	}
 }
 
-// copies are buffers for payloads that leave the read buffer, and larges for
-// messages that take several frames.
+// copies are buffers for payloads that leave the read buffer, of 256 bytes, four times
+// as much and so on: what waits holds no more than four times its bytes, or that least
+// size. The last are for all of a frame. larges are for messages of several frames.
 var (
-	copies = sync.Pool{New: func() any { return new([]byte) }}
+	copies [5]sync.Pool
 	larges sync.Pool
 )
 
 const (
-	// maxCopy is the largest buffer for a payload that leaves the read buffer, with
-	// what precedes it in notes, as the allocator rounds that up.
+	leastCopy = 256
+	// maxCopy holds a frame with what precedes it in notes.
 	maxCopy = maxFrame + maxFrame/8
 	// maxLarge is the largest buffer that is used again.
 	maxLarge = 4 << 20
 )
+
+func copySize(class int) int {
+	if class == len(copies)-1 {
+		return maxCopy
+	}
+	return leastCopy << (2 * class)
+}
+
+// getCopy returns an empty buffer for n bytes, which putCopy takes back.
+func getCopy(n int) *[]byte {
+	if n > maxCopy {
+		b := getLarge()
+		return &b
+	}
+	class := 0
+	for copySize(class) < n {
+		class++
+	}
+	if b, ok := copies[class].Get().(*[]byte); ok {
+		*b = (*b)[:0]
+		return b
+	}
+	b := make([]byte, 0, copySize(class))
+	return &b
+}
+
+func putCopy(b *[]byte) {
+	for class := range copies {
+		if cap(*b) == copySize(class) {
+			copies[class].Put(b)
+			return
+		}
+	}
+	putLarge(*b)
+}
 
 // getLarge returns an empty buffer, perhaps with room for a large message.
 func getLarge() []byte {
@@ -104,14 +140,6 @@ func putLarge(b []byte) {
 	if cap(b) > maxFrame && cap(b) <= maxLarge {
 		held := b // b itself must not escape
 		larges.Put(&held)
-	}
-}
-
-func putCopy(b *[]byte) {
-	if cap(*b) > maxCopy {
-		putLarge(*b)
-	} else {
-		copies.Put(b)
 	}
 }
 

@@ -63,7 +63,7 @@ func (w *Writer) wrote(n int, rest []byte) (whole bool) {
 		return false
 	}
 	w.sent = w.taken
-	w.writing = false
+	w.writing, w.rest = false, nil
 	w.release(&w.out)
 	w.Open(&w.room)
 	return true
@@ -358,6 +358,7 @@ func (w *Writer) attempt(b []byte, wait context.Context) (int, error) {
 	w.tryBuf, w.tryWait, w.tryTimer = b, wait, false
 	w.tryN, w.tryErr = 0, nil // the callback may not be called
 	err := w.raw.Write(w.tryFunc)
+	w.tryBuf, w.tryWait = nil, nil // which may be the caller's
 	if w.tryTimer {
 		w.conn.SetWriteDeadline(time.Time{})
 	}
