@@ -63,9 +63,17 @@ type tlsConn struct {
 	r, w   int
 	record int // bytes that are left of the record at r
 
-	mu  sync.Mutex
-	out []byte // records that were made while live and not handed out
+	mu      sync.Mutex
+	out     []byte // records that were made while live and not handed out
+	sealing bool   // by seal; others are answers to what was received
+	flooded bool   // with what has to be answered
 }
+
+// maxAnswers is how many bytes of answers may wait for something to be sent. The
+// other side has one made by each KeyUpdate, which TLS does not limit.
+const maxAnswers = 16 << 10
+
+var errAnswers = errors.New("plugwire: too many KeyUpdates")
 
 // Read reads during the handshake.
 func (t *tlsConn) Read(b []byte) (int, error) {
@@ -109,6 +117,7 @@ func (t *tlsConn) goLive() { t.live = true }
 func (t *tlsConn) seal(dst, plain []byte) ([]byte, error) {
 	t.mu.Lock()
 	t.out = append(dst, t.out...) // what crypto/tls had to say by itself comes first
+	t.sealing = true
 	t.mu.Unlock()
 	_, err := t.tls.Write(plain)
 	return t.take(), err
@@ -119,7 +128,7 @@ func (t *tlsConn) take() []byte {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	b := t.out
-	t.out = nil
+	t.out, t.sealing = nil, false
 	return b
 }
 
@@ -159,6 +168,11 @@ func (t *tlsConn) unseal(dst []byte) (n int, err error) {
 	if err == errNoRecord {
 		err = nil
 	}
+	t.mu.Lock()
+	if t.flooded { // crypto/tls notices when it writes, or finds no sense in what it reads
+		err = errAnswers
+	}
+	t.mu.Unlock()
 	t.release()
 	if n > 0 {
 		return n, nil // an error comes again
@@ -188,6 +202,10 @@ func (r *tlsRecords) Write(b []byte) (int, error) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if !r.sealing && len(r.out) > maxAnswers {
+		r.flooded = true
+		return 0, errAnswers
+	}
 	r.out = append(r.out, b...)
 	return len(b), nil
 }
