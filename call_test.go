@@ -418,3 +418,22 @@ func TestCallsAfterCloseWereNotRun(t *testing.T) {
 		}
 	})
 }
+
+// A request of MaxMessage does not wait, when nothing else was asked for, until a
+// stream has ended, with all other calls behind it.
+func TestLargestRequestBesideAnOpenStream(t *testing.T) {
+	const most = 129 << 20
+	m := NewMux()
+	m.HandleFunc("take", func(context.Context, []byte) ([]byte, error) { return nil, nil })
+	m.HandleStream("open", func(s *Stream) error { <-s.Context().Done(); return nil })
+	cfg := serves(m)
+	cfg.Limits.MaxMessage = most
+	x, _ := pair(t, "unix", nil, cfg)
+	s := openStream(t, x, "open")
+	defer s.Close()
+	ctx, cancel := context.WithTimeout(background, adversaryPatience)
+	defer cancel()
+	if _, err := x.Call(ctx, "take", make([]byte, most)); err != nil {
+		t.Error(err)
+	}
+}

@@ -90,7 +90,7 @@ type Limits struct {
 	MaxCalls        int // calls that the other side may have in flight on one connection; default 16384
 	MaxMessage      int // bytes of one request, reply or one-way message; default 64 MiB
 	MaxFrame        int // bytes of one frame's payload; default and most 64 KiB, least 4 KiB
-	MaxRequestBytes int // bytes of all requests in flight on one connection, and as many again of stream messages larger than StreamWindow; default 128 MiB, least MaxMessage
+	MaxRequestBytes int // bytes of all requests in flight on one connection, and as many again of stream messages larger than StreamWindow; default 128 MiB, or twice MaxMessage if more, least MaxMessage, but then the largest requests, and all behind them, wait until no call or stream is in flight
 	MaxServerBytes  int // bytes that all connections of a Server hold of requests above 4 KiB, one-way messages of several frames, and stream messages larger than StreamWindow: beyond it a request is refused unrun with ResourceExhausted, and the others end their connection; default 1 GiB, or MaxRequestBytes if more, least MaxMessage
 	OneWayWindow    int // bytes, plus 64 for each, of one-way messages not yet handled; default 4 MiB
 	StreamWindow    int // bytes, plus 64 for each, of one stream's messages not yet received; default 1 MiB
@@ -358,7 +358,8 @@ func (c *Config) withDefaults() *Config {
 	size(&l.MaxCalls, defaultMaxCalls, 1, maxCallsBound)
 	size(&l.MaxMessage, defaultMaxMessage, minFrame, maxWireLen)
 	size(&l.MaxFrame, maxFrame, minFrame, maxFrame)
-	size(&l.MaxRequestBytes, max(defaultRequestBytes, l.MaxMessage), l.MaxMessage, maxWireLen)
+	two := l.MaxMessage + min(l.MaxMessage, maxWireLen-l.MaxMessage) // so that the largest need not wait for streams to end
+	size(&l.MaxRequestBytes, max(defaultRequestBytes, two), l.MaxMessage, maxWireLen)
 	if l.MaxServerBytes < 0 {
 		l.MaxServerBytes = math.MaxInt
 	} else if l.MaxServerBytes == 0 {
