@@ -260,8 +260,8 @@ func rawConnOf(nc net.Conn) syscall.RawConn {
 // appendControl appends the frames that say how things stand. The batch writer
 // calls it, under its lock, whenever it makes a batch.
 func (c *Conn) appendControl(b []byte) []byte {
-	if c.life.ended { // nothing may come behind GOAWAY
-		return c.life.appendGoAway(b)
+	if c.life.said {
+		return b
 	}
 	if c.announce {
 		c.announce = false

@@ -22,6 +22,7 @@ type lifecycle struct {
 	ended      bool        // pending calls have been ended
 	unanswered bool        // and endings of the other side's have come too late to be sent
 	over       bool        // everything has
+	said       bool        // a GOAWAY has been sent behind which nothing comes
 	goAway     [goAwayDone + 1]bool
 	lastWord   []byte     // GOAWAY failed
 	changed    batch.Gate // those who wait for a step of the drain
@@ -60,9 +61,11 @@ func (l *lifecycle) appendGoAway(b []byte) []byte {
 	for code := range l.goAway {
 		if l.goAway[code] {
 			l.goAway[code] = false
+			l.said = l.said || code == goAwayDone
 			b = appendFrameHeader(b, FrameHeader{Type: FrameGoAway, Code: uint16(code)})
 		}
 	}
+	l.said = l.said || len(l.lastWord) > 0
 	b = append(b, l.lastWord...)
 	l.lastWord = nil
 	return b
@@ -108,7 +111,8 @@ func (c *Conn) idle() bool {
 
 // Shutdown ends the connection in order: the other side is asked to open nothing
 // more, calls and one-way messages that were accepted on either side are
-// finished, and then the connection is closed. Handlers may call back until the
+// finished, and then the connection is closed: a handler that lasts as long as its
+// connection, on either side, keeps Shutdown waiting. Handlers may call back until the
 // last of them has returned; from then on calls of this side are refused too.
 // A handler must not wait for Shutdown itself. When ctx ends first, Shutdown
 // closes it at once, as Close does, and returns the context's error.

@@ -285,3 +285,106 @@ func TestFlushBehindALargeMessageThatIsGivenUp(t *testing.T) {
 		t.Error("every message that was accepted has been handled, and Flush still waits")
 	}
 }
+
+// The report that the other side asked for goes before done, also in the same batch.
+func TestDoneComesBehindTheReportThatWasAskedFor(t *testing.T) {
+	hello := adversaryHello()
+	hello.limits.frame, hello.limits.oneWay = maxFrame, 64<<20
+	a := meet(t, way{"unix", true}, &Config{}, hello)
+	c := a.c
+	a.send(cat(frame(FrameMethods, 0, 0, 0, methodEntry(4, "note")), frame(FrameNotify, 0, mSlow, 0, "x"), frame(FrameCredit, 0, 0, 0)))
+	receive(t, "the handler runs", a.ran)
+	until(t, "methods", func() bool { return len(c.Methods()) > 0 })
+	for { // until nothing more goes out
+		ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+		err := c.Notify(ctx, "note", make([]byte, 8000))
+		cancel()
+		if err != nil {
+			break
+		}
+	}
+	a.letGo()
+	until(t, "the handler has returned", func() bool { c.out.Lock(); defer c.out.Unlock(); return c.oneWay.due })
+	go c.Close()
+	until(t, "closing", func() bool { c.out.Lock(); defer c.out.Unlock(); return c.life.goAway[goAwayDone] })
+	credit := false
+	for {
+		h, b, err := a.in.ReadFrame()
+		if err != nil {
+			t.Fatal(err)
+		}
+		credit = credit || h.Type == FrameCredit && len(b) == 16
+		if h.Type == FrameGoAway && h.Code == goAwayDone {
+			break
+		}
+	}
+	if !credit {
+		t.Error("GOAWAY done came without the report that had been asked for and was due")
+	}
+}
+
+// Every message has been handled when the other side shuts down in order: Flush says so.
+func TestFlushBesideTheOtherSidesShutdown(t *testing.T) {
+	overTransports(t, func(t *testing.T, transport string) {
+		bad, tries := 0, scaled(40)
+		var last error
+		for range tries {
+			unblock, in := make(chan struct{}), make(chan struct{}, 1)
+			m := NewMux()
+			m.HandleFunc("note", func(context.Context, []byte) ([]byte, error) { in <- struct{}{}; <-unblock; return nil, nil })
+			b, a := pair(t, transport, nil, serves(m))
+			if err := b.Notify(background, "note", []byte("x")); err != nil {
+				t.Fatal(err)
+			}
+			<-in
+			flushed := make(chan error, 1)
+			go func() { flushed <- b.Flush(background) }()
+			until(t, "the request for credit", func() bool { a.out.Lock(); defer a.out.Unlock(); return a.oneWay.askedFirst > 0 })
+			down := make(chan error, 1)
+			go func() { down <- a.Shutdown(background) }()
+			until(t, "ack", a.life.acked.Load)
+			close(unblock)
+			if err := <-flushed; err != nil {
+				bad++
+				last = err
+			}
+			<-down
+		}
+		if bad > 0 {
+			t.Errorf("in %d of %d the Flush failed though all was handled before an orderly end: %v", bad, tries, last)
+		}
+	})
+}
+
+// Both sides close at once, with calls each way whose handlers return when their
+// contexts end: neither waits for more of the other.
+func TestBothCloseAtOnce(t *testing.T) {
+	overTransports(t, func(t *testing.T, transport string) {
+		slow := 0
+		for range 5 {
+			began := make(chan struct{}, 2)
+			mux := func() *Mux {
+				m := NewMux()
+				m.HandleFunc("wait", func(ctx context.Context, b []byte) ([]byte, error) {
+					began <- struct{}{}
+					<-ctx.Done()
+					return nil, ctx.Err()
+				})
+				return m
+			}
+			x, y := pair(t, transport, &Config{Mux: mux(), CloseTimeout: time.Second}, &Config{Mux: mux(), CloseTimeout: time.Second})
+			go x.Call(background, "wait", nil)
+			go y.Call(background, "wait", nil)
+			<-began
+			<-began
+			start := time.Now()
+			closeBoth(x, y)
+			if time.Since(start) > 500*time.Millisecond {
+				slow++
+			}
+		}
+		if slow > 0 {
+			t.Errorf("%d of 5 took the whole CloseTimeout", slow)
+		}
+	})
+}

@@ -22,10 +22,11 @@ type note struct {
 // other, so that each takes little more than its bytes, for the window counts those;
 // or a single message of another kind.
 type notes struct {
-	packed []byte
-	at     int     // where those begin that are still to be handled
-	owner  *[]byte // of packed, from getCopy
-	single *note   // or nil: packed
+	packed   []byte
+	at       int     // where those begin that are still to be handled
+	owner    *[]byte // of packed, from getCopy
+	fallback *method // of those without a number, as of when they came
+	single   *note   // or nil: packed
 }
 
 // packedHeader is what precedes a payload in notes: its length (u32), the number of
@@ -38,8 +39,11 @@ const noMethod = ^uint16(0)
 // pack adds a message of one frame behind the others, if it has room there. What a
 // handler works on stays where it is.
 func (q *notes) pack(nt note) bool {
+	unnumbered := nt.method != nil && nt.method.number == 0
 	need := len(q.packed) + packedHeader + len(nt.name) + len(nt.payload)
 	switch {
+	case unnumbered && q.fallback != nil && q.fallback != nt.method:
+		return false
 	case len(q.packed) > 0 && (need > maxFrame || q.at > 0 && need > cap(q.packed)):
 		return false
 	case need > cap(q.packed):
@@ -48,6 +52,9 @@ func (q *notes) pack(nt note) bool {
 	number, name := noMethod, ""
 	if nt.method != nil {
 		number, name = nt.method.number, nt.name
+	}
+	if unnumbered {
+		q.fallback = nt.method
 	}
 	b := binary.LittleEndian.AppendUint32(q.packed, uint32(len(nt.payload)))
 	b = append(binary.LittleEndian.AppendUint16(b, number), byte(len(name)))
@@ -76,7 +83,7 @@ func (q *notes) next(t *muxTable) (nt note, last bool) {
 	switch {
 	case number == noMethod:
 	case number == 0:
-		nt.method, nt.name = t.fallback, string(b[packedHeader:packedHeader+name])
+		nt.method, nt.name = q.fallback, string(b[packedHeader:packedHeader+name])
 	default:
 		nt.method = t.methods[number-1]
 	}
@@ -88,7 +95,8 @@ func (q *notes) next(t *muxTable) (nt note, last bool) {
 // addNote returns the queue with a copy of the message at its end.
 func addNote(queue []notes, nt note) []notes {
 	if nt.dropped > 0 || nt.parts.total > 0 {
-		return append(queue, notes{single: &nt})
+		one := nt // nt itself must not escape
+		return append(queue, notes{single: &one})
 	}
 	if last := len(queue) - 1; last >= 0 && queue[last].single == nil && queue[last].pack(nt) {
 		return queue

@@ -215,7 +215,10 @@ func (c *Conn) Flush(ctx context.Context) error {
 	n.ask = true
 	c.out.Signal()
 	err := c.waitFor(ctx, &n.handled, func() bool { return n.handledMsgs >= target || c.life.ended })
-	if err == nil && n.handledMsgs < target {
+	switch {
+	case n.handledMsgs >= target: // perhaps with the end of the connection, of which a Gate tells first
+		return nil
+	case err == nil:
 		err = c.Err()
 	}
 	return err

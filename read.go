@@ -286,6 +286,9 @@ func (rd *reader) process(borrowed bool) verdict {
 			}
 			rd.r += end
 			if ended && (h.Type != FrameGoAway || h.Code != goAwayDone) {
+				if h.Type == FrameGoAway && h.Code == goAwayFailed { // the other side has closed too, and nothing follows
+					c.life.theyAreDone = true
+				}
 				continue
 			}
 			payload := b[frameHeaderLen:end:end]

@@ -78,7 +78,7 @@ func (c *Conn) keep(in *inCall) {
 }
 
 // copies are buffers for payloads that leave the read buffer, of 256 bytes, four times
-// as much and so on: what waits holds no more than four times its bytes, or that least
+// as much and so on: what waits holds less than five times its bytes, or that least
 // size. The last are for all of a frame. larges are for messages of several frames.
 var (
 	copies [5]sync.Pool
@@ -102,8 +102,8 @@ func copySize(class int) int {
 
 // getCopy returns an empty buffer for n bytes, which putCopy takes back.
 func getCopy(n int) *[]byte {
-	if n > maxCopy {
-		b := getLarge()
+	if n > maxCopy { // as long as it is: a large buffer may be much larger
+		b := make([]byte, 0, n)
 		return &b
 	}
 	class := 0
