@@ -48,7 +48,7 @@ func TestDoneIsNotSaidWhenAGatheredReplyIsDropped(t *testing.T) {
 
 // Handlers return when Close ends their contexts, and their endings come too late.
 func TestCloseDoesNotSayNotRunOfCallsThatRan(t *testing.T) {
-	wrong, tries := 0, scaled(200)
+	wrong, tries := 0, scaled(80)
 	for range tries {
 		began := make(chan struct{}, 8)
 		m := NewMux()

@@ -64,7 +64,9 @@ func (c *Conn) Notify(ctx context.Context, method string, msg []byte) error {
 		return err
 	}
 	cost := len(msg) + messageCost
-	c.out.Lock()
+	if !c.out.TryLock() {
+		c.out.Lock()
+	}
 	n := &c.notes
 	if code != 0 && cost <= n.left && len(msg) <= c.limits.frame && ctx.Err() == nil { // as is usual
 		if b := c.out.Extend(frameHeaderLen + len(msg)); b != nil {

@@ -19,7 +19,9 @@ func (s *Stream) Send(msg []byte) error { return s.send(s.ctx, msg) }
 func (s *Stream) send(ctx context.Context, msg []byte) error {
 	c := s.conn
 	cost := len(msg) + messageCost
-	c.out.Lock()
+	if !c.out.TryLock() {
+		c.out.Lock()
+	}
 	if s.ready && cost <= s.left && len(msg) <= min(c.limits.frame, c.limits.message) { // as is usual
 		if b := c.out.Extend(frameHeaderLen + len(msg)); b != nil {
 			s.left -= cost

@@ -102,8 +102,23 @@ func New(conn net.Conn, cfg Config) *Writer {
 	return w
 }
 
+// spins is how often Lock tries before it waits. The lock is held for less time than
+// it takes to wait and be woken, but a sync.Mutex waits at once while its processor
+// has other goroutines to run.
+const spins = 100
+
 // Lock takes the lock that guards the pending buffer.
-func (w *Writer) Lock() { w.mu.Lock() }
+func (w *Writer) Lock() {
+	for range spins {
+		if w.mu.TryLock() {
+			return
+		}
+	}
+	w.mu.Lock()
+}
+
+// TryLock takes the lock if it is free. It costs no call, where that matters: Lock does.
+func (w *Writer) TryLock() bool { return w.mu.TryLock() }
 
 // Unlock releases it.
 func (w *Writer) Unlock() { w.mu.Unlock() }
