@@ -141,15 +141,16 @@ func (c *Conn) Shutdown(ctx context.Context) error {
 	return err
 }
 
-// retire is Shutdown by who needs the connection no more. Before it asks the
+// retire is Shutdown by a Pool that needs the connection no more. Before it asks the
 // other side to open nothing, it lets this side's calls end, for whose sake the
-// other side may still call back.
+// other side may still call back, and has the Pool's messages handled: of one that
+// was accepted later, the connection's end would not say whether it has been.
 func (c *Conn) retire(ctx context.Context) error {
 	c.out.Lock()
 	c.life.retiring = true
 	c.waitFor(ctx, &c.life.changed, func() bool { return c.life.ended || c.inUse() == 0 })
 	c.out.Unlock()
-	c.Flush(ctx)
+	c.moveOn(ctx)
 	return c.Shutdown(ctx)
 }
 

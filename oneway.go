@@ -18,6 +18,7 @@ type outNotes struct {
 	handledBytes, handledMsgs uint64 // as the other side has said
 	left                      int    // cost that may be sent without looking at anything else
 	large                     bool   // a message of several frames is being sent
+	moved                     bool   // a Pool's messages go over another connection
 	ask                       bool   // CREDIT is to be asked for
 	asked                     uint64 // sentMsgs when that was last decided
 	window                    batch.Gate
@@ -39,7 +40,7 @@ func (n *outNotes) fits(size, window int) bool {
 // allow works out left anew.
 func (n *outNotes) allow(c *Conn) {
 	n.left = 0
-	if !c.life.refuses && !n.large && n.window.Empty() {
+	if !c.life.refuses && !n.large && !n.moved && n.window.Empty() {
 		n.left = max(c.limits.oneWay-int(n.outstanding()), 0)
 		n.left = min(n.left, c.limits.oneWay)
 	}
@@ -59,6 +60,11 @@ func (n *outNotes) appendAsk(b []byte) []byte {
 // behind by Limits.OneWayWindow; when ctx ends meanwhile the message is not
 // sent. msg is not touched after Notify returns. Flush waits for the handlers.
 func (c *Conn) Notify(ctx context.Context, method string, msg []byte) error {
+	return c.notify(ctx, method, msg, false)
+}
+
+// notify is Notify; pooled says that the message is a Pool's, which moveOn stops.
+func (c *Conn) notify(ctx context.Context, method string, msg []byte, pooled bool) error {
 	code, err := c.methodNumber(method)
 	if err != nil {
 		return err
@@ -92,7 +98,7 @@ func (c *Conn) Notify(ctx context.Context, method string, msg []byte) error {
 			return nil
 		}
 	}
-	err = c.notifySlow(ctx, &message{kind: FrameNotify, code: code, name: method, payload: msg})
+	err = c.notifySlow(ctx, &message{kind: FrameNotify, code: code, name: method, payload: msg}, pooled)
 	if err != nil {
 		c.out.Unlock()
 		return err
@@ -103,7 +109,7 @@ func (c *Conn) Notify(ctx context.Context, method string, msg []byte) error {
 
 // notifySlow sends a message against which something may stand: it waits until
 // nothing does.
-func (c *Conn) notifySlow(ctx context.Context, m *message) error {
+func (c *Conn) notifySlow(ctx context.Context, m *message, pooled bool) error {
 	n := &c.notes
 	fail := func(err error) error { return callError(err, m.name, true) }
 	if len(m.payload) > c.limits.message {
@@ -116,7 +122,7 @@ func (c *Conn) notifySlow(ctx context.Context, m *message) error {
 		if err := ctx.Err(); err != nil {
 			return fail(err)
 		}
-		if err := c.life.mayOpen(c); err != nil {
+		if err := c.mayNotify(pooled); err != nil {
 			return fail(err)
 		}
 		if !fits() || !waited && !n.window.Empty() {
@@ -125,7 +131,7 @@ func (c *Conn) notifySlow(ctx context.Context, m *message) error {
 			n.left = 0 // until nobody waits
 			c.askCredit()
 			open := func() bool {
-				if fits() || c.life.mayOpen(c) != nil {
+				if fits() || c.mayNotify(pooled) != nil {
 					return true
 				}
 				if c.askCredit() { // who waited before has sent something since
@@ -139,7 +145,7 @@ func (c *Conn) notifySlow(ctx context.Context, m *message) error {
 			continue
 		}
 		if large {
-			return c.notifyLarge(ctx, m)
+			return c.notifyLarge(ctx, m, pooled)
 		}
 		if ok, err := c.room(ctx, m.size()+frameHeaderLen); err != nil {
 			return fail(err)
@@ -152,6 +158,18 @@ func (c *Conn) notifySlow(ctx context.Context, m *message) error {
 	n.sentMsgs++
 	n.allow(c)
 	return nil
+}
+
+// errMoved is what becomes of a Pool's message once moveOn was called.
+var errMoved = &Error{Code: Unavailable, Op: "call", Message: "the Pool has moved on to another connection", notRun: true}
+
+// mayNotify returns nil when a one-way message may be sent, else why not. Called
+// under out's lock.
+func (c *Conn) mayNotify(pooled bool) error {
+	if pooled && c.notes.moved {
+		return errMoved
+	}
+	return c.life.mayOpen(c)
 }
 
 // askCredit has the other side asked to say when all that was sent is handled,
@@ -168,14 +186,14 @@ func (c *Conn) askCredit() bool {
 }
 
 // notifyLarge sends a message of several frames, with which no other mixes.
-func (c *Conn) notifyLarge(ctx context.Context, m *message) error {
+func (c *Conn) notifyLarge(ctx context.Context, m *message, pooled bool) error {
 	n := &c.notes
 	n.large, n.left = true, 0
 	first := true
 	begun, err := c.sendFragments(ctx, m, func() bool {
 		if first { // it may have waited for room, and an ack may have been sent meanwhile
 			first = false
-			if c.life.refuses {
+			if c.mayNotify(pooled) != nil {
 				return true
 			}
 			n.sentBytes += uint64(len(m.payload))
@@ -192,7 +210,7 @@ func (c *Conn) notifyLarge(ctx context.Context, m *message) error {
 			}
 		}
 		if err == errStopped {
-			err = c.life.mayOpen(c)
+			err = c.mayNotify(pooled)
 		}
 		err = callError(err, m.name, true)
 		c.out.Kick()
@@ -224,6 +242,17 @@ func (c *Conn) Flush(ctx context.Context) error {
 		err = c.Err()
 	}
 	return err
+}
+
+// moveOn is Flush for a Pool that goes on to another connection. Its messages that
+// still wait for the window fail, as do later ones: Flush would not wait for them.
+// Those that others send go on.
+func (c *Conn) moveOn(ctx context.Context) error {
+	c.out.Lock()
+	c.notes.moved, c.notes.left = true, 0
+	c.out.OpenAll(&c.notes.window)
+	c.out.Unlock()
+	return c.Flush(ctx)
 }
 
 // credited takes in what the other side says that it has handled.

@@ -327,7 +327,7 @@ func (p *Pool) DoAll(ctx context.Context, calls []*Call) error {
 // the next one only when those before have been handled: so they are handled in
 // order. When the connection breaks, those that were not yet handled are lost.
 func (p *Pool) Notify(ctx context.Context, method string, msg []byte) error {
-	for n := 1; ; n++ {
+	for n := 1; ; {
 		pc := p.notes.Load()
 		if pc == nil || pc.away.Load() {
 			var err error
@@ -335,9 +335,13 @@ func (p *Pool) Notify(ctx context.Context, method string, msg []byte) error {
 				return err
 			}
 		}
-		err := pc.conn.Notify(ctx, method, msg)
-		if err == nil || !NotRun(err) || !pc.away.Load() || ctx.Err() != nil || n >= p.cfg.Pool.MaxTries {
+		err := pc.conn.notify(ctx, method, msg, true)
+		switch {
+		case err == error(errMoved): // the Pool's own doing is no try
+		case err == nil || !NotRun(err) || !pc.away.Load() || ctx.Err() != nil || n >= p.cfg.Pool.MaxTries:
 			return err
+		default:
+			n++
 		}
 		p.retried.Add(1)
 	}
@@ -357,7 +361,7 @@ func (p *Pool) moveNotes(ctx context.Context, method string) (*poolConn, error) 
 		return old, nil
 	}
 	if old != nil {
-		old.conn.Flush(ctx)
+		old.conn.moveOn(ctx)
 		if err := ctx.Err(); err != nil {
 			return nil, callError(err, method, true)
 		}

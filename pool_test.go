@@ -874,3 +874,98 @@ func TestPoolNotesWaitForTheirOrder(t *testing.T) {
 	}
 	receive(t, "Shutdown", down)
 }
+
+// TestPoolNotesMoveOnWithWhoWaits: a message that waits for the window of a
+// connection that is replaced goes to the next one, in front of what its sender
+// sends afterwards. It does so when another message is the first to go there, and
+// when the old connection ends; by then nothing may be accepted on it any more.
+func TestPoolNotesMoveOnWithWhoWaits(t *testing.T) {
+	for name, another := range map[string]bool{"behind another message": true, "at the end": false} {
+		t.Run(name, func(t *testing.T) {
+			watchdog(t)
+			var mu sync.Mutex
+			var order []string
+			handled := func() []string { mu.Lock(); defer mu.Unlock(); return slices.Clone(order) }
+			entered, unblock := make(chan struct{}), make(chan struct{})
+			m := echoMux(unblock)
+			m.HandleFunc("note", func(_ context.Context, msg []byte) ([]byte, error) {
+				if msg[0] == '0' {
+					close(entered)
+					<-unblock
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				order = append(order, string(msg[:1]))
+				return nil, nil
+			})
+			server := startPoolServer(t, poolAddr(t, "s"), m)
+			p := newTestPool(t, poolConfig(PoolConfig{MaxTries: 1}), server.addr)
+			note := func(id string, size int) {
+				if err := p.Notify(background, "note", append([]byte(id), make([]byte, size)...)); err != nil {
+					t.Errorf("message %s: %v", id, err)
+				}
+			}
+			note("0", defaultOneWayWindow)
+			receive(t, "the handler", entered)
+			old := p.notes.Load()
+			locked := func(cond func() bool) func() bool {
+				return func() bool { old.conn.out.Lock(); defer old.conn.out.Unlock(); return cond() }
+			}
+			waits := locked(func() bool { return !old.conn.notes.window.Empty() })
+			var senders sync.WaitGroup
+			senders.Go(func() { note("1", 100); note("2", 1) })
+			until(t, "1 to wait", waits)
+			if another { // and a call that keeps the old connection from its end
+				senders.Go(func() {
+					if _, err := p.Call(background, "block", nil); err != nil {
+						t.Error(err)
+					}
+				})
+				until(t, "the call", locked(func() bool { return old.conn.inUse() == 1 }))
+			}
+			p.mu.Lock()
+			old.moved, old.at.moving = true, old.at.moving+1 // as if a new address took its place
+			close(old.move)
+			p.mu.Unlock()
+			until(t, "the replacement", old.away.Load)
+			if another {
+				if !waits() {
+					t.Error("1 does not wait any more")
+				}
+				senders.Go(func() { note("3", 1) })
+			}
+			until(t, "1 to move on", func() bool { return !waits() })
+			close(unblock)
+			senders.Wait()
+			want := 3
+			if another {
+				want = 4
+			}
+			until(t, "all to be handled", func() bool { return len(handled()) == want })
+			if got := handled(); got[0] != "0" || slices.Index(got, "1") > slices.Index(got, "2") {
+				t.Errorf("handled: %q", got)
+			}
+		})
+	}
+}
+
+// TestPoolNotesMoveOnAlone: who uses a connection of a Pool directly goes on to do
+// so when the Pool's own messages go elsewhere.
+func TestPoolNotesMoveOnAlone(t *testing.T) {
+	notes := make(chan string, 2)
+	m := echoMux(nil)
+	m.HandleFunc("note", func(_ context.Context, msg []byte) ([]byte, error) { notes <- string(msg); return nil, nil })
+	x, _ := pair(t, "unix", nil, serves(m))
+	if err := x.moveOn(background); err != nil {
+		t.Fatal(err)
+	}
+	if err := x.notify(background, "note", []byte("of a Pool"), true); err != error(errMoved) {
+		t.Error(err)
+	}
+	if err := x.notify(background, "note", make([]byte, 200<<10), true); err != error(errMoved) {
+		t.Error(err)
+	}
+	if err := x.Notify(background, "note", []byte("of another")); err != nil || receive(t, "the message", notes) != "of another" {
+		t.Error(err)
+	}
+}
