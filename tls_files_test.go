@@ -380,6 +380,7 @@ func rotateUnderLoad(t *testing.T, writer func(certFiles) func(tls.Certificate, 
 			}
 		}
 	}
+	settle() // the first to read the files must not find them half replaced
 	for i := 0; i < rotations && !t.Failed(); i++ {
 		// Both sides show certificates of the new authority, which they know already,
 		// and then forget the old one and learn of the one after.

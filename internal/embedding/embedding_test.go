@@ -240,6 +240,11 @@ func TestVendoredBuild(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	sums, err := os.ReadFile(filepath.Join(root, "go.sum")) // or they would be asked for
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(dir, "go.sum"), string(sums))
 	offline := []string{"GOPROXY=off", "GOFLAGS=-mod=mod", "GOWORK=off"}
 	goCommand(t, dir, offline, "mod", "edit", "-replace", module+"="+abs, "-require", module+"@v0.0.0")
 	goCommand(t, dir, offline, "mod", "tidy")
