@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"time"
 
 	"github.com/plugwire/plugwire/internal/batch"
 )
@@ -39,6 +40,7 @@ type Stream struct {
 	freed   bool          // LAST has arrived, or the connection has ended
 	err     error         // why nothing more can be sent
 	done    chan struct{} // closed when err is set; nil until somebody asks
+	writeBy *deadline     // of the NetConn's Write, which passes when err is set; nil until there is one
 	left    int           // cost that may be sent; less than 0 after a message larger than the window
 	header  Metadata      // to be sent before the first message
 	trailer Metadata      // to be sent with the end
@@ -225,6 +227,9 @@ func (s *Stream) setErr(err error) {
 	s.err, s.ready = err, false
 	if s.done != nil {
 		close(s.done)
+	}
+	if s.writeBy != nil { // Write may wait where nothing else wakes it
+		s.writeBy.set(time.Unix(1, 0))
 	}
 }
 

@@ -25,7 +25,11 @@ import (
 //
 // Call NetConn once, and then no longer Send, Recv or CloseSend.
 func (s *Stream) NetConn() net.Conn {
-	return &streamConn{s: s, readBy: makeDeadline(), writeBy: makeDeadline()}
+	c := &streamConn{s: s, readBy: makeDeadline(), writeBy: makeDeadline()}
+	s.conn.out.Lock()
+	s.writeBy = &c.writeBy
+	s.conn.out.Unlock()
+	return c
 }
 
 // streamChunk is the largest message that a streamConn sends.
@@ -34,7 +38,7 @@ const streamChunk = 32 << 10
 type streamConn struct {
 	s       *Stream
 	readBy  deadline
-	writeBy deadline
+	writeBy deadline // passes at the stream's end too
 	closed  atomic.Bool
 
 	readMu sync.Mutex
@@ -58,7 +62,7 @@ func (c *streamConn) Read(b []byte) (int, error) {
 			c.rest = c.rest[n:]
 			return n, nil
 		case !c.begun && c.s.back == 0:
-			c.begun = c.s.announce(&deadlineContext{c.s.ctx, stop}, false) == nil
+			c.begun = c.announce(stop) == nil
 			if isClosed(stop) {
 				continue // to say why
 			}
@@ -85,6 +89,14 @@ func (c *streamConn) Read(b []byte) (int, error) {
 	}
 }
 
+// announce opens the stream, unless stop is closed before or the stream ends.
+func (c *streamConn) announce(stop <-chan struct{}) error {
+	ctx, cancel := context.WithCancel(&deadlineContext{c.s.ctx, stop})
+	defer cancel()
+	defer context.AfterFunc(&deadlineContext{c.s.ctx, c.s.Done()}, cancel)()
+	return c.s.announce(ctx, false)
+}
+
 func (c *streamConn) Write(b []byte) (int, error) {
 	chunk := min(streamChunk, c.s.conn.limits.frame, c.s.conn.limits.message)
 	for n := 0; ; {
@@ -92,7 +104,7 @@ func (c *streamConn) Write(b []byte) (int, error) {
 		switch {
 		case c.closed.Load():
 			return n, c.opError("write", net.ErrClosed)
-		case isClosed(ctx.done):
+		case isClosed(ctx.done) && c.s.Err() == nil: // else send says how the stream has ended
 			return n, c.opError("write", os.ErrDeadlineExceeded)
 		case n == len(b):
 			return n, nil
@@ -102,7 +114,7 @@ func (c *streamConn) Write(b []byte) (int, error) {
 			switch {
 			case c.closed.Load():
 				err = net.ErrClosed
-			case isClosed(ctx.done):
+			case isClosed(ctx.done) && c.s.Err() == nil:
 				err = os.ErrDeadlineExceeded
 			case err == io.EOF:
 				err = io.ErrClosedPipe // the other side has ended the stream
@@ -223,7 +235,7 @@ func isClosed(ch <-chan struct{}) bool {
 // deadlineContext is a context that ends at a deadline too.
 type deadlineContext struct {
 	context.Context
-	done chan struct{}
+	done <-chan struct{}
 }
 
 func (x *deadlineContext) Done() <-chan struct{} { return x.done }

@@ -242,3 +242,53 @@ func TestStreamConnDeadlinesOfAStuckConnection(t *testing.T) {
 	}
 	first.Close()
 }
+
+// The end of the stream, also by its context, ends a Write, and a Read that has yet
+// to open it, while the other side takes nothing off the connection.
+func TestStreamConnEndsOnAStuckConnection(t *testing.T) {
+	ends := map[string]struct {
+		end  func(s *Stream, cancel func())
+		code Code
+	}{
+		"context": {func(_ *Stream, cancel func()) { cancel() }, Canceled},
+		"Reset":   {func(s *Stream, _ func()) { s.Reset(Aborted) }, Aborted},
+		"Close":   {func(s *Stream, _ func()) { s.Close() }, Canceled},
+	}
+	for _, network := range []string{"unix", "pipe"} {
+		for name, row := range ends {
+			t.Run(network+" "+name, func(t *testing.T) {
+				watchdog(t)
+				hello := streamHello()
+				hello.limits.streamWindow = 64 << 20 // nothing waits for that
+				c := meetStreams(t, way{network, true}, &Config{CloseTimeout: 10 * time.Millisecond}, hello).c
+				var streams [3]*Stream
+				var cancels [3]context.CancelFunc
+				var over [3]chan error
+				for i := range streams {
+					ctx, cancel := context.WithCancel(background)
+					defer cancel()
+					s, err := c.OpenStream(ctx, "s")
+					if err != nil {
+						t.Fatal(err)
+					}
+					streams[i], cancels[i], over[i] = s, cancel, make(chan error, 1)
+				}
+				waiting := func(n uint64) func() bool {
+					return func() bool { c.out.Lock(); defer c.out.Unlock(); return c.out.Busy() && c.out.Stalls() >= n }
+				}
+				for i := range 2 {
+					go func() { _, err := streams[i].NetConn().Write(make([]byte, 16<<20)); over[i] <- err }()
+				}
+				until(t, "a Write to wait for room", waiting(1))
+				go func() { _, err := streams[2].NetConn().Read(make([]byte, 1)); over[2] <- err }()
+				until(t, "Read to wait for room", waiting(2))
+				for _, i := range []int{2, 1, 0} {
+					row.end(streams[i], cancels[i])
+					if err := receive(t, "the end", over[i]); CodeOf(err) != row.code {
+						t.Errorf("stream %d: %v", i, err)
+					}
+				}
+			})
+		}
+	}
+}
