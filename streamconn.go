@@ -26,6 +26,7 @@ import (
 // Call NetConn once, and then no longer Send, Recv or CloseSend.
 func (s *Stream) NetConn() net.Conn {
 	c := &streamConn{s: s, readBy: makeDeadline(), writeBy: makeDeadline()}
+	c.read.Store(s.in.received())
 	s.conn.out.Lock()
 	s.writeBy = &c.writeBy
 	s.conn.out.Unlock()
@@ -40,6 +41,7 @@ type streamConn struct {
 	readBy  deadline
 	writeBy deadline // passes at the stream's end too
 	closed  atomic.Bool
+	read    atomic.Uint64 // cost of the messages that were read to their ends
 
 	readMu sync.Mutex
 	begun  bool   // the opener's stream has been announced
@@ -59,7 +61,9 @@ func (c *streamConn) Read(b []byte) (int, error) {
 			return 0, c.opError("read", os.ErrDeadlineExceeded)
 		case len(c.rest) > 0 || len(b) == 0:
 			n := copy(b, c.rest)
-			c.rest = c.rest[n:]
+			if c.rest = c.rest[n:]; len(c.rest) == 0 {
+				c.read.Store(c.s.in.received())
+			}
 			return n, nil
 		case !c.begun && c.s.back == 0:
 			c.begun = c.announce(stop) == nil
@@ -80,7 +84,11 @@ func (c *streamConn) Read(b []byte) (int, error) {
 		case len(msg) > len(b):
 			c.buf = append(c.buf[:0], msg...)
 			c.rest = c.buf
-		case len(msg) > 0:
+		default:
+			c.read.Store(c.s.in.received())
+			if len(msg) == 0 {
+				continue
+			}
 			if &msg[0] != &b[0] {
 				copy(b, msg)
 			}
@@ -152,6 +160,9 @@ func (c *streamConn) Close() error {
 		return c.s.Close() // the other side takes nothing, or it is over
 	}
 	c.s.hangUp()
+	if c.s.in.got.Load() > c.read.Load() {
+		return c.s.Close() // what was written still arrives: the other side has heard of the end before
+	}
 	return nil
 }
 

@@ -292,3 +292,71 @@ func TestStreamConnEndsOnAStuckConnection(t *testing.T) {
 		}
 	}
 }
+
+// Close with something unread resets the stream at once, and with nothing unread
+// only when more arrives. What was written before is there to be read in any case.
+func TestStreamConnCloseUnreadResets(t *testing.T) {
+	overTransports(t, func(t *testing.T, transport string) {
+		for name, row := range map[string]struct {
+			sent   []string
+			read   int
+			resets bool
+		}{
+			"nothing sent": {},
+			"all read":     {sent: []string{"one", "", "two"}, read: 6},
+			"nothing read": {sent: []string{"one"}, resets: true},
+			"part read":    {sent: []string{"one"}, read: 2, resets: true},
+			"one read":     {sent: []string{"one", "two"}, read: 3, resets: true},
+		} {
+			for _, swap := range []bool{false, true} {
+				a, b := connPair(t, transport, nil)
+				if swap {
+					a, b = b, a
+				}
+				closer, other := a.(*streamConn).s, b.(*streamConn).s
+				cost := 0
+				for _, msg := range row.sent {
+					if err := other.Send([]byte(msg)); err != nil {
+						t.Fatal(err)
+					}
+					cost += len(msg) + messageCost
+				}
+				until(t, "all to arrive", func() bool { closer.conn.ensureReader(); return closer.in.got.Load() == uint64(cost) })
+				if _, err := io.ReadFull(a, make([]byte, row.read)); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := a.Write([]byte("last words")); err != nil {
+					t.Error(err)
+				}
+				if err := a.Close(); err != nil {
+					t.Error(err)
+				}
+				if row.resets {
+					receive(t, name+": the reset", other.Done())
+				} else if closer.Err() != nil {
+					t.Errorf("%s: %v", name, closer.Err())
+				}
+				if got, err := io.ReadAll(b); string(got) != "last words" || err != nil {
+					t.Errorf("%s: %q, %v", name, got, err)
+				}
+				if err := other.Err(); row.resets && CodeOf(err) != Canceled || !row.resets && err != nil {
+					t.Errorf("%s: %v", name, err)
+				}
+			}
+		}
+	})
+}
+
+// What was received before there was a NetConn counts as read.
+func TestStreamConnCloseAfterRecv(t *testing.T) {
+	a, b := connPair(t, "unix", nil)
+	s := a.(*streamConn).s
+	b.Write([]byte("header"))
+	if msg, err := s.Recv(); string(msg) != "header" || err != nil {
+		t.Fatalf("%q, %v", msg, err)
+	}
+	s.NetConn().Close()
+	if err := s.Err(); err != nil {
+		t.Error(err)
+	}
+}

@@ -383,6 +383,10 @@ func (s *Stream) credit() {
 	}
 }
 
+// received is the cost of the messages that were received. Called by the one who
+// receives; once messages are dropped it may be more.
+func (in *streamInput) received() uint64 { return in.handled.Load() + uint64(in.count) }
+
 // giveCredit is apart from credit for that to cost no call.
 func (s *Stream) giveCredit() {
 	in := &s.in
