@@ -97,7 +97,7 @@ func (c *Conn) drainStep() {
 		return
 	}
 	if !l.drained && l.acked.Load() && c.servingCount.Load() == 0 && c.oneWay.handledMsgs == l.ackedAt {
-		l.drained = true
+		l.drained, c.notes.left = true, 0
 		l.refuse()
 		c.openGates()
 	}
