@@ -32,7 +32,7 @@ func TestQueuedMessagesKeepContentAndOrder(t *testing.T) {
 				time.Sleep(3 * time.Millisecond)
 			}
 			if seed%5 == 0 {
-				r.SetContext(context.WithValue(r.Context(), "k", 1))
+				r.SetContext(context.WithValue(r.Context(), t, 1))
 			}
 			if _, err := unseal(r.Payload()); err != nil {
 				bad.CompareAndSwap(nil, "after: "+err.Error())
