@@ -417,11 +417,8 @@ func (w *Writer) Drain(d time.Duration) error {
 // Only the first call counts.
 func (w *Writer) Fail(err error) {
 	w.mu.Lock()
-	first := w.Stop(err)
-	w.mu.Unlock()
-	if first && w.cfg.Failed != nil {
-		w.cfg.Failed(err)
-	}
+	defer w.mu.Unlock()
+	w.failed(err)
 }
 
 // failed is Fail for who holds the lock, which is given up for telling only: nobody
