@@ -190,6 +190,7 @@ func (c *Conn) goAway(h *FrameHeader, b []byte) error {
 		if len(b) < 2 {
 			return errors.New("plugwire: GOAWAY failed without a status")
 		}
+		c.life.theyAreDone = true
 		c.life.theirReason = parseGoAwayFailed(b)
 		return c.life.theirReason
 	default:

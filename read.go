@@ -285,10 +285,7 @@ func (rd *reader) process(borrowed bool) verdict {
 				return userCode
 			}
 			rd.r += end
-			if ended && (h.Type != FrameGoAway || h.Code != goAwayDone) {
-				if h.Type == FrameGoAway && h.Code == goAwayFailed { // the other side has closed too, and nothing follows
-					c.life.theyAreDone = true
-				}
+			if ended && (h.Type != FrameGoAway || h.Code != goAwayDone && h.Code != goAwayFailed) {
 				continue
 			}
 			payload := b[frameHeaderLen:end:end]
