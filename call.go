@@ -461,10 +461,8 @@ func (c *Conn) wait(ctx context.Context, g *batch.Gate, open func() bool, only b
 // in whole, what was begun is aborted, the slot is free or will be, and the call
 // has ended with the error.
 func (c *Conn) beginLarge(ctx context.Context, e *outCall, m *message) (whole bool, err error) {
-	first := true
-	begun, err := c.sendFragments(ctx, m, func() bool {
-		refused := first && c.life.refuses // it may have waited for room, and an ack may have been sent meanwhile
-		first = false
+	begun, err := c.sendFragments(ctx, m, func(begun bool) bool {
+		refused := !begun && c.life.refuses // it may have waited for room, and an ack may have been sent meanwhile
 		return refused || e.state.Load() == callIdle
 	})
 	if err == nil {

@@ -99,7 +99,7 @@ var errStopped = errors.New("plugwire: stopped")
 // before each frame. It is called and returns with out's lock held, which it
 // gives up to wait and to write. An error after the first frame leaves the
 // message begun: the caller sends ABORT, where the kind has it.
-func (c *Conn) sendFragments(ctx context.Context, m *message, stop func() bool) (begun bool, err error) {
+func (c *Conn) sendFragments(ctx context.Context, m *message, stop func(begun bool) bool) (begun bool, err error) {
 	done, served := ctx.Done(), c.callsServed
 	for at := 0; at < len(m.payload); {
 		step := c.limits.frame
@@ -126,7 +126,7 @@ func (c *Conn) sendFragments(ctx context.Context, m *message, stop func() bool) 
 			return at > 0, ctx.Err()
 		default:
 		}
-		if stop() {
+		if stop(at > 0) {
 			return at > 0, errStopped
 		}
 		b := c.out.Buffer()

@@ -189,25 +189,21 @@ func (c *Conn) askCredit() bool {
 func (c *Conn) notifyLarge(ctx context.Context, m *message, pooled bool) error {
 	n := &c.notes
 	n.large, n.left = true, 0
-	first := true
-	begun, err := c.sendFragments(ctx, m, func() bool {
-		if first { // it may have waited for room, and an ack may have been sent meanwhile
-			first = false
-			if c.mayNotify(pooled) != nil {
-				return true
-			}
-			n.sentBytes += uint64(len(m.payload))
-			n.sentMsgs++
-			return false
+	begun, err := c.sendFragments(ctx, m, func(begun bool) bool {
+		if begun {
+			return c.life.ended
 		}
-		return c.life.ended
+		if c.mayNotify(pooled) != nil { // it may have waited for room, and an ack may have been sent meanwhile
+			return true
+		}
+		n.sentBytes += uint64(len(m.payload))
+		n.sentMsgs++
+		return false
 	})
 	n.large = false
 	if err != nil {
-		if begun {
-			if !c.life.ended { // else GOAWAY has been sent
-				c.out.Put(appendFrameHeader(c.out.Buffer(), FrameHeader{Type: FrameAbort}))
-			}
+		if begun && !c.life.ended { // else GOAWAY has been sent
+			c.out.Put(appendFrameHeader(c.out.Buffer(), FrameHeader{Type: FrameAbort}))
 		}
 		if err == errStopped {
 			err = c.mayNotify(pooled)

@@ -510,7 +510,7 @@ func (c *Conn) respond(in *inCall, out []byte, err error) {
 			}
 		}
 		c.out.Put(m.append(c.out.Buffer(), len(m.payload)))
-	} else if _, err := c.sendFragments(ctx, &m, func() bool { return c.life.ended }); err != nil {
+	} else if _, err := c.sendFragments(ctx, &m, func(bool) bool { return c.life.ended }); err != nil {
 		c.endServing(in) // the connection has ended
 		return
 	}

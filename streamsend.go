@@ -193,7 +193,7 @@ func (s *Stream) tooLong(n int) error {
 func (s *Stream) sendLong(ctx context.Context, m *message) error {
 	c := s.conn
 	s.sending, s.ready = true, false
-	begun, err := c.sendFragments(ctx, m, func() bool { return s.err != nil || s.over })
+	begun, err := c.sendFragments(ctx, m, func(bool) bool { return s.err != nil || s.over })
 	s.sending = false
 	if err != nil {
 		switch {
