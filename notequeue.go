@@ -3,6 +3,7 @@ package plugwire
 import (
 	"context"
 	"encoding/binary"
+	"slices"
 )
 
 // One-way messages whose handlers do not run inline wait in a queue, which one
@@ -22,43 +23,41 @@ type note struct {
 // other, so that each takes little more than its bytes, for the window counts those;
 // or a single message of another kind.
 type notes struct {
-	packed   []byte
-	at       int     // where those begin that are still to be handled
-	owner    *[]byte // of packed, from getCopy
-	fallback *method // of those without a number, as of when they came
-	single   *note   // or nil: packed
+	packed  []byte
+	at      int       // where those begin that are still to be handled
+	owner   *[]byte   // of packed, from getCopy
+	methods []*method // theirs; a message has its method's place here
+	single  *note     // or nil: packed
 }
 
-// packedHeader is what precedes a payload in notes: its length (u32), the number of
-// its method (u16) and the length of its name (u8), which follows.
-const packedHeader = 7
-
-// noMethod stands for a method that is not there.
-const noMethod = ^uint16(0)
+const (
+	// packedHeader is what precedes a payload in notes: its length (u32), the place of
+	// its method (u8) and the length of its name (u8), which follows.
+	packedHeader = 6
+	// packedMethods is how many methods' messages may lie together: they are searched.
+	packedMethods = 16
+)
 
 // pack adds a message of one frame behind the others, if it has room there. What a
 // handler works on stays where it is.
 func (q *notes) pack(nt note) bool {
-	unnumbered := nt.method != nil && nt.method.number == 0
+	place := slices.Index(q.methods, nt.method)
 	need := len(q.packed) + packedHeader + len(nt.name) + len(nt.payload)
 	switch {
-	case unnumbered && q.fallback != nil && q.fallback != nt.method:
+	case place < 0 && len(q.methods) == packedMethods:
 		return false
 	case len(q.packed) > 0 && (need > maxFrame || q.at > 0 && need > cap(q.packed)):
 		return false
 	case need > cap(q.packed):
 		q.grow(need)
 	}
-	number, name := noMethod, ""
-	if nt.method != nil {
-		number, name = nt.method.number, nt.name
-	}
-	if unnumbered {
-		q.fallback = nt.method
+	if place < 0 {
+		place = len(q.methods)
+		q.methods = append(q.methods, nt.method)
 	}
 	b := binary.LittleEndian.AppendUint32(q.packed, uint32(len(nt.payload)))
-	b = append(binary.LittleEndian.AppendUint16(b, number), byte(len(name)))
-	q.packed = append(append(b, name...), nt.payload...)
+	b = append(b, byte(place), byte(len(nt.name)))
+	q.packed = append(append(b, nt.name...), nt.payload...)
 	return true
 }
 
@@ -73,23 +72,15 @@ func (q *notes) grow(need int) {
 }
 
 // next takes the first message out; last says that no other is left.
-func (q *notes) next(t *muxTable) (nt note, last bool) {
+func (q *notes) next() (nt note, last bool) {
 	if q.single != nil {
 		return *q.single, true
 	}
 	b := q.packed[q.at:]
-	size, number, name := int(binary.LittleEndian.Uint32(b)), binary.LittleEndian.Uint16(b[4:]), int(b[6])
-	end := packedHeader + name + size
-	switch {
-	case number == noMethod:
-	case number == 0:
-		nt.method, nt.name = q.fallback, string(b[packedHeader:packedHeader+name])
-	default:
-		nt.method = t.methods[number-1]
-	}
-	nt.payload = b[end-size : end : end]
+	name := packedHeader + int(b[5]) // where it ends
+	end := name + int(binary.LittleEndian.Uint32(b))
 	q.at += end
-	return nt, q.at == len(q.packed)
+	return note{method: q.methods[b[4]], name: string(b[packedHeader:name]), payload: b[name:end:end]}, q.at == len(q.packed)
 }
 
 // addNote returns the queue with a copy of the message at its end.
@@ -142,7 +133,7 @@ func (c *Conn) noteQueue() {
 			return
 		}
 		var done notes // what has been handled in whole, once this message is
-		nt, last := n.queue[0].next(c.mux.table.Load())
+		nt, last := n.queue[0].next()
 		if last {
 			done, n.queue[0] = n.queue[0], notes{}
 			n.queue = n.queue[1:]

@@ -380,12 +380,12 @@ func (rd *reader) notify(h *FrameHeader, b []byte) (mine bool, err error) {
 	if err := c.noteArrived(max(pre.total, len(payload))); err != nil {
 		return true, err
 	}
-	name := ""
-	if m == nil || m.number == 0 {
-		name = string(pre.name)
-	}
 	if m != nil && m.handler == nil {
 		m = nil // a stream's: nobody is there
+	}
+	name := ""
+	if m != nil && m.number == 0 { // the fallback's
+		name = string(pre.name)
 	}
 	if pre.total > 0 {
 		n.largeNote = note{method: m, name: name}

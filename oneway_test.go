@@ -485,7 +485,7 @@ func (n *inNotes) waiting() (count int) {
 			continue
 		}
 		for b := q.packed[q.at:]; len(b) > 0; count++ {
-			b = b[packedHeader+int(b[6])+int(binary.LittleEndian.Uint32(b)):]
+			b = b[packedHeader+int(b[5])+int(binary.LittleEndian.Uint32(b)):]
 		}
 	}
 	return count
