@@ -13,6 +13,30 @@ import (
 // What the other side learns from the end of a connection: GOAWAY done says that
 // what has no ending did not run, and nothing follows it.
 
+// meetUnread returns an adversary whose window for one-way messages is larger than
+// what a socket holds, and who serves "note".
+func meetUnread(t *testing.T) *adversary {
+	hello := adversaryHello()
+	hello.limits.frame, hello.limits.oneWay = maxFrame, 64<<20
+	a := meet(t, way{"unix", true}, &Config{}, hello)
+	a.send(frame(FrameMethods, 0, 0, 0, methodEntry(4, "note")))
+	until(t, "methods", func() bool { return len(a.c.Methods()) > 0 })
+	return a
+}
+
+// fillUp sends until nothing more goes out.
+func fillUp(t *testing.T, c *Conn) {
+	for range 64 << 20 / 8000 {
+		ctx, cancel := context.WithTimeout(background, 100*time.Millisecond)
+		err := c.Notify(ctx, "note", make([]byte, 8000))
+		cancel()
+		if err != nil {
+			return
+		}
+	}
+	t.Fatal("64 MiB went out and nobody reads")
+}
+
 // The reply of a call that ran inline is gathered when a one-way message's handler,
 // which came in the same read, closes the connection.
 func TestDoneIsNotSaidWhenAGatheredReplyIsDropped(t *testing.T) {
@@ -60,7 +84,7 @@ func TestCloseDoesNotSayNotRunOfCallsThatRan(t *testing.T) {
 		x, y := pair(t, "unix", nil, &Config{Mux: m})
 		errs := make(chan error, 4)
 		for range 4 {
-			go func() { _, err := x.Call(context.Background(), "wait", nil); errs <- err }()
+			go func() { _, err := x.Call(background, "wait", nil); errs <- err }()
 		}
 		for range 4 {
 			<-began
@@ -89,7 +113,7 @@ func TestCloseDoesNotSayNotRunOfStreamsThatRan(t *testing.T) {
 			return nil
 		})
 		x, y := pair(t, "unix", nil, &Config{Mux: m})
-		s, err := x.OpenStream(context.Background(), "wait")
+		s, err := x.OpenStream(background, "wait")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -110,7 +134,7 @@ func TestCloseDoesNotSayNotRunOfStreamsThatRan(t *testing.T) {
 func TestPoolRunsNoCallTwiceWhenServersClose(t *testing.T) {
 	var mu sync.Mutex
 	runs := map[string]int{}
-	conns := make(chan *Conn, 100000)
+	var conns atomic.Int64
 	m := NewMux()
 	m.HandleFunc("pay", func(ctx context.Context, b []byte) ([]byte, error) {
 		mu.Lock()
@@ -119,7 +143,7 @@ func TestPoolRunsNoCallTwiceWhenServersClose(t *testing.T) {
 		return nil, nil
 	})
 	m.Handle("leave", HandlerFunc(func(r *Request, b []byte) ([]byte, error) { r.Conn().Close(); return nil, nil }))
-	s := &Server{Mux: m, Config: testConfig(&Config{OnConn: func(c *Conn) { conns <- c }})}
+	s := &Server{Mux: m, Config: testConfig(&Config{OnConn: func(*Conn) { conns.Add(1) }})}
 	l, err := s.Listen(listenAddr(t, "unix"))
 	if err != nil {
 		t.Fatal(err)
@@ -134,7 +158,7 @@ func TestPoolRunsNoCallTwiceWhenServersClose(t *testing.T) {
 		wg.Go(func() {
 			for i := 0; time.Now().Before(stop) && !t.Failed(); i++ {
 				id := fmt.Sprintf("%d/%d", g, i)
-				_, err := p.Call(context.Background(), "pay", []byte(id))
+				_, err := p.Call(background, "pay", []byte(id))
 				mu.Lock()
 				n := runs[id]
 				mu.Unlock()
@@ -146,32 +170,22 @@ func TestPoolRunsNoCallTwiceWhenServersClose(t *testing.T) {
 	}
 	for time.Now().Before(stop) && !t.Failed() {
 		time.Sleep(3 * time.Millisecond)
-		p.Notify(context.Background(), "leave", nil)
+		p.Notify(background, "leave", nil)
 	}
 	wg.Wait()
 	mu.Lock()
 	defer mu.Unlock()
-	t.Logf("%d calls, %d connections", len(runs), len(conns))
+	t.Logf("%d calls, %d connections", len(runs), conns.Load())
 }
 
 // A one-way message's handler returns after GOAWAY done has been sent: the CREDIT
 // for it stays away.
 func TestNothingFollowsDone(t *testing.T) {
-	hello := adversaryHello()
-	hello.limits.frame, hello.limits.oneWay = maxFrame, 64<<20
-	a := meet(t, way{"unix", true}, &Config{}, hello)
+	a := meetUnread(t)
 	c := a.c
-	a.send(cat(frame(FrameMethods, 0, 0, 0, methodEntry(4, "note")), frame(FrameNotify, 0, mSlow, 0, "x"), frame(FrameCredit, 0, 0, 0)))
+	a.send(cat(frame(FrameNotify, 0, mSlow, 0, "x"), frame(FrameCredit, 0, 0, 0)))
 	receive(t, "the handler runs", a.ran)
-	until(t, "methods", func() bool { return len(c.Methods()) > 0 })
-	for { // until nothing more goes out
-		ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
-		err := c.Notify(ctx, "note", make([]byte, 8000))
-		cancel()
-		if err != nil {
-			break
-		}
-	}
+	fillUp(t, c)
 	go c.Close()
 	until(t, "closing", func() bool { c.out.Lock(); defer c.out.Unlock(); return c.life.goAway[goAwayDone] })
 	for { // until the batch with done is being written
@@ -186,7 +200,7 @@ func TestNothingFollowsDone(t *testing.T) {
 		}
 	}
 	a.letGo()
-	time.Sleep(100 * time.Millisecond)
+	until(t, "the handler has returned", func() bool { c.out.Lock(); defer c.out.Unlock(); return c.oneWay.handledMsgs == 1 })
 	done := false
 	for {
 		h, b, err := a.in.ReadFrame()
@@ -215,11 +229,11 @@ func TestShutdownWaitsForTheOtherSidesOneWayMessages(t *testing.T) {
 	})
 	x, y := pair(t, "unix", nil, &Config{Mux: m})
 	for range 50 {
-		if err := x.Notify(context.Background(), "note", []byte("x")); err != nil {
+		if err := x.Notify(background, "note", []byte("x")); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := x.Shutdown(context.Background()); err != nil {
+	if err := x.Shutdown(background); err != nil {
 		t.Fatal(err)
 	}
 	<-y.Done()
@@ -232,26 +246,15 @@ func TestShutdownWaitsForTheOtherSidesOneWayMessages(t *testing.T) {
 // Flush is called while a large one-way message waits for room for its first
 // frame; that message is then given up, and never sent.
 func TestFlushBehindALargeMessageThatIsGivenUp(t *testing.T) {
-	hello := adversaryHello()
-	hello.limits.frame, hello.limits.oneWay = maxFrame, 64<<20
-	a := meet(t, way{"unix", true}, &Config{}, hello)
-	a.send(frame(FrameMethods, 0, 0, 0, methodEntry(4, "note")))
+	a := meetUnread(t)
 	c := a.c
-	until(t, "methods", func() bool { return c.theirs.Load() != nil && len(c.Methods()) > 0 })
-	for { // until nothing more goes out
-		ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
-		err := c.Notify(ctx, "note", make([]byte, 8000))
-		cancel()
-		if err != nil {
-			break
-		}
-	}
-	ctx, cancel := context.WithCancel(context.Background())
+	fillUp(t, c)
+	ctx, cancel := context.WithCancel(background)
 	large := make(chan error, 1)
 	go func() { large <- c.Notify(ctx, "note", make([]byte, 1<<20)) }()
 	until(t, "large waits", func() bool { c.out.Lock(); defer c.out.Unlock(); return c.notes.large })
 	flushed := make(chan error, 1)
-	go func() { flushed <- c.Flush(context.Background()) }()
+	go func() { flushed <- c.Flush(background) }()
 	until(t, "flush waits", func() bool { c.out.Lock(); defer c.out.Unlock(); return !c.notes.handled.Empty() })
 	cancel()
 	wantCode(t, <-large, Canceled, true)
@@ -288,21 +291,11 @@ func TestFlushBehindALargeMessageThatIsGivenUp(t *testing.T) {
 
 // The report that the other side asked for goes before done, also in the same batch.
 func TestDoneComesBehindTheReportThatWasAskedFor(t *testing.T) {
-	hello := adversaryHello()
-	hello.limits.frame, hello.limits.oneWay = maxFrame, 64<<20
-	a := meet(t, way{"unix", true}, &Config{}, hello)
+	a := meetUnread(t)
 	c := a.c
-	a.send(cat(frame(FrameMethods, 0, 0, 0, methodEntry(4, "note")), frame(FrameNotify, 0, mSlow, 0, "x"), frame(FrameCredit, 0, 0, 0)))
+	a.send(cat(frame(FrameNotify, 0, mSlow, 0, "x"), frame(FrameCredit, 0, 0, 0)))
 	receive(t, "the handler runs", a.ran)
-	until(t, "methods", func() bool { return len(c.Methods()) > 0 })
-	for { // until nothing more goes out
-		ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
-		err := c.Notify(ctx, "note", make([]byte, 8000))
-		cancel()
-		if err != nil {
-			break
-		}
-	}
+	fillUp(t, c)
 	a.letGo()
 	until(t, "the handler has returned", func() bool { c.out.Lock(); defer c.out.Unlock(); return c.oneWay.due })
 	go c.Close()

@@ -137,7 +137,7 @@ func TestQueuedMessagesKeepTheirFallback(t *testing.T) {
 	}
 }
 
-// Nor those of large calls.
+// Messages that wait do not hold the buffers that large calls are read into.
 func TestQueuedMessagesPinNoLargeBuffers(t *testing.T) {
 	unblock := make(chan struct{})
 	m := echoMux(nil)

@@ -283,38 +283,35 @@ func TestUnreadStreamHarmsNoOther(t *testing.T) {
 			defer x.out.Unlock()
 			return !s.gate.Empty()
 		})
-		var wg sync.WaitGroup
-		for i := range 20 {
-			wg.Go(func() {
-				for j := range 50 {
-					if err := checkCall(background, x, 64, uint64(i*100+j)); err != nil {
-						t.Error(err)
-					}
-				}
-			})
-		}
-		wg.Wait()
-		other := openStream(t, x, "stream.sum")
-		for range 500 {
-			if err := other.Send(make([]byte, 1000)); err != nil {
-				t.Fatal(err)
-			}
-		}
-		other.CloseSend()
-		if b, err := other.Recv(); string(b) != "500" || err != nil {
-			t.Errorf("%q, %v", b, err)
-		}
+		parallelChecks(t, x, 1000)
+		checkSum(t, x)
 		s.Reset(Canceled)
 		if n := receive(t, "the sender", sent); n != window/(1000+messageCost) {
 			t.Errorf("%d messages into a window of %d", n, window)
 		}
 		wantCode(t, <-stopped, Canceled, false)
-		if _, err := other.Recv(); err != io.EOF {
-			t.Error(err)
-		}
 		until(t, "the slots to be free", func() bool { return y.servingCount.Load() == 0 })
 		accounts(t, x, y)
 	})
+}
+
+// checkSum sends a stream of 500 messages of 1,000 bytes and takes the answer and
+// the end.
+func checkSum(t *testing.T, c *Conn) {
+	t.Helper()
+	s := openStream(t, c, "stream.sum")
+	for range 500 {
+		if err := s.Send(make([]byte, 1000)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.CloseSend()
+	if b, err := s.Recv(); string(b) != "500" || err != nil {
+		t.Errorf("%q, %v", b, err)
+	}
+	if _, err := s.Recv(); err != io.EOF {
+		t.Error(err)
+	}
 }
 
 func TestAThousandStreams(t *testing.T) {
