@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/plugwire/plugwire/internal/batch"
+	"github.com/plugwire/plugwire/internal/sockio"
 )
 
 // A Conn is one multiplexed connection. After the handshake both ends are
@@ -249,7 +250,7 @@ func (c *Conn) write(w *batch.Writer) { c.workers.run((*pendingWrites)(w)) }
 
 // rawConnOf returns what reads can be made on without waiting in them.
 func rawConnOf(nc net.Conn) syscall.RawConn {
-	if sc, ok := nc.(syscall.Conn); ok && canReadRaw {
+	if sc, ok := nc.(syscall.Conn); ok && sockio.Available {
 		if raw, err := sc.SyscallConn(); err == nil {
 			return raw
 		}

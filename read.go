@@ -9,6 +9,8 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"github.com/plugwire/plugwire/internal/sockio"
 )
 
 const (
@@ -151,7 +153,7 @@ func (rd *reader) readRaw(fd uintptr) bool {
 	if rd.direct != nil {
 		rd.n, again, rd.err = rd.direct.read(fd)
 	} else {
-		rd.n, again, rd.err = readOnce(fd, rd.space())
+		rd.n, again, rd.err = sockio.Read(fd, rd.space())
 	}
 	if again {
 		rd.waited = true

@@ -1,6 +1,10 @@
 package plugwire
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/plugwire/plugwire/internal/sockio"
+)
 
 // roleState returns the state of c's reading role.
 func roleState(c *Conn) uint64 { return c.role.Load() & roleMask }
@@ -15,7 +19,7 @@ func unwatched(t *testing.T, c *Conn) {
 // and nobody has it while it works on a message. What arrives meanwhile is found
 // by the monitor, and then the role is not let go for a while.
 func TestRecvReadsItself(t *testing.T) {
-	if !canReadRaw {
+	if !sockio.Available {
 		t.Skip("reading needs a goroutine of its own here")
 	}
 	watchdog(t)

@@ -1,5 +1,7 @@
 package plugwire
 
+import "github.com/plugwire/plugwire/internal/sockio"
+
 // directLeast is the smallest message that is worth a place of its own.
 const directLeast = 16 << 10
 
@@ -14,14 +16,14 @@ type directInput struct {
 	to     []byte // as long as the message is expected to be
 	have   int    // bytes that were read, the header's among them
 	done   bool   // the message is there
-	two    twoParts
+	two    sockio.Two
 }
 
 // direct returns where the message that is to be appended to dst may be read to,
 // or nil.
 func (s *Stream) direct(dst []byte) *directInput {
 	in := &s.in
-	if !canReadTwo || in.expect == 0 || cap(dst)-len(dst) < in.expect || in.partLen > 0 || s.conn.raw == nil || s.conn.sealer != nil {
+	if !sockio.TwoAvailable || in.expect == 0 || cap(dst)-len(dst) < in.expect || in.partLen > 0 || s.conn.raw == nil || s.conn.sealer != nil {
 		return nil
 	}
 	if in.place == nil {
@@ -81,12 +83,12 @@ func (d *directInput) take(dst []byte) ([]byte, bool) {
 	return dst[:len(dst)+n], true
 }
 
-// read is readOnce for what is left of the header and the message.
+// read is sockio.Read for what is left of the header and the message.
 func (d *directInput) read(fd uintptr) (n int, again bool, err error) {
 	if d.have < frameHeaderLen {
-		return readTwo(fd, &d.two, d.header[d.have:], d.to)
+		return d.two.Read(fd, d.header[d.have:], d.to)
 	}
-	return readOnce(fd, d.to[d.have-frameHeaderLen:])
+	return sockio.Read(fd, d.to[d.have-frameHeaderLen:])
 }
 
 // fits reports whether what was read can be the message that is expected: one

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/plugwire/plugwire/internal/sockio"
 )
 
 // A slicer is a connection whose writes arrive in pieces, some of them late.
@@ -128,7 +130,7 @@ func receiveInPieces(t *testing.T, acceptorReceives bool, seed uint64) (direct, 
 // whole and in order, in whatever pieces.
 func TestMessagesReadToWhereTheyAreWanted(t *testing.T) {
 	plainOnly(t)
-	if !canReadTwo {
+	if !sockio.TwoAvailable {
 		t.Skip("messages are not read to where they are wanted on this system")
 	}
 	for _, acceptorReceives := range []bool{false, true} {
@@ -152,7 +154,7 @@ func TestMessagesReadToWhereTheyAreWanted(t *testing.T) {
 // A message of which a part has been read to where it is wanted neither keeps its
 // receiver nor harms what follows when the stream or the connection ends there.
 func TestEndInsideAMessageReadToWhereItIsWanted(t *testing.T) {
-	if !canReadTwo {
+	if !sockio.TwoAvailable {
 		t.Skip("messages are not read to where they are wanted on this system")
 	}
 	const size = 40_000

@@ -14,6 +14,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/plugwire/plugwire/internal/sockio"
 )
 
 const (
@@ -60,7 +62,7 @@ type Writer struct {
 	tryHead  []byte          // goes before tryBuf
 	tryWait  context.Context // nil: one attempt
 	tryTimer bool            // a write deadline is set
-	tryParts parts           // of both, for the system
+	tryParts sockio.Two      // of both, for the system
 	tryN     int
 	tryErr   error
 
@@ -94,7 +96,7 @@ type Writer struct {
 // New returns a Writer to conn.
 func New(conn net.Conn, cfg Config) *Writer {
 	w := &Writer{conn: conn, cfg: cfg, limit: High}
-	if sc, ok := conn.(syscall.Conn); ok && canTry {
+	if sc, ok := conn.(syscall.Conn); ok && sockio.Available {
 		if raw, err := sc.SyscallConn(); err == nil {
 			w.raw, w.tryFunc = raw, w.try
 		}
@@ -174,7 +176,7 @@ const Large = 16 << 10
 
 // Idle reports that nothing is pending and nobody writes, so that QueueDirect may be called.
 func (w *Writer) Idle() bool {
-	return w.raw != nil && canTryTwo && w.cfg.Seal == nil && !w.writing && w.pending == nil && !w.control && w.err == nil
+	return w.raw != nil && sockio.TwoAvailable && w.cfg.Seal == nil && !w.writing && w.pending == nil && !w.control && w.err == nil
 }
 
 // Head returns n bytes to fill in for QueueDirect.

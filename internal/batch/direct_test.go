@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/plugwire/plugwire/internal/sockio"
 )
 
 // Messages that are written from where they are keep their place among those that
@@ -60,7 +62,7 @@ func TestQueueDirectKeepsTheOrder(t *testing.T) {
 		if w.Sent() != w.Position() || w.Gone() != w.Sent() || w.Len() != 0 || w.Busy() {
 			t.Errorf("sent %d, gone %d, position %d, pending %d, busy %v", w.Sent(), w.Gone(), w.Position(), w.Len(), w.Busy())
 		}
-		if got := direct.Load(); (got > 0) != (w.raw != nil && canTryTwo) {
+		if got := direct.Load(); (got > 0) != (w.raw != nil && sockio.TwoAvailable) {
 			t.Errorf("%d were written directly", got)
 		}
 	})

@@ -9,6 +9,8 @@ import (
 	"os"
 	"runtime"
 	"time"
+
+	"github.com/plugwire/plugwire/internal/sockio"
 )
 
 // Batches: who makes one of what is pending, and who writes it. The methods up to
@@ -373,9 +375,9 @@ func (w *Writer) attempt(b []byte, wait context.Context) (int, error) {
 // descriptor is writable and call again.
 func (w *Writer) try(fd uintptr) bool {
 	if w.tryHead != nil {
-		w.tryN, w.tryErr = writeTwo(fd, &w.tryParts, w.tryHead, w.tryBuf)
+		w.tryN, w.tryErr = w.tryParts.Write(fd, w.tryHead, w.tryBuf)
 	} else {
-		w.tryN, w.tryErr = writeOnce(fd, w.tryBuf)
+		w.tryN, w.tryErr = sockio.Write(fd, w.tryBuf)
 	}
 	if w.tryN > 0 || w.tryErr != nil || w.tryWait == nil {
 		return true

@@ -1,0 +1,12 @@
+//go:build !unix
+
+package sockio
+
+import "errors"
+
+// Available is false: neither Read nor Write works.
+const Available = false
+
+func Write(uintptr, []byte) (int, error) { return 0, errors.ErrUnsupported }
+
+func Read(uintptr, []byte) (int, bool, error) { return 0, false, errors.ErrUnsupported }
