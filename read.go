@@ -151,9 +151,9 @@ func (rd *reader) receive(nc net.Conn) (err error) {
 func (rd *reader) readRaw(fd uintptr) bool {
 	again := false
 	if rd.direct != nil {
-		rd.n, again, rd.err = rd.direct.read(fd)
+		rd.n, again, rd.err = rd.direct.read(fd, rd.waited)
 	} else {
-		rd.n, again, rd.err = sockio.Read(fd, rd.space())
+		rd.n, again, rd.err = sockio.Read(fd, rd.space(), rd.waited)
 	}
 	if again {
 		rd.waited = true

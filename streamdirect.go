@@ -84,11 +84,11 @@ func (d *directInput) take(dst []byte) ([]byte, bool) {
 }
 
 // read is sockio.Read for what is left of the header and the message.
-func (d *directInput) read(fd uintptr) (n int, again bool, err error) {
+func (d *directInput) read(fd uintptr, woken bool) (n int, again bool, err error) {
 	if d.have < frameHeaderLen {
 		return d.two.Read(fd, d.header[d.have:], d.to)
 	}
-	return sockio.Read(fd, d.to[d.have-frameHeaderLen:])
+	return sockio.Read(fd, d.to[d.have-frameHeaderLen:], woken)
 }
 
 // fits reports whether what was read can be the message that is expected: one

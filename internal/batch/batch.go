@@ -61,7 +61,7 @@ type Writer struct {
 	tryBuf   []byte
 	tryHead  []byte          // goes before tryBuf
 	tryWait  context.Context // nil: one attempt
-	tryTimer bool            // a write deadline is set
+	tryTimer bool            // a write deadline is set: the attempt has been waiting
 	tryParts sockio.Two      // of both, for the system
 	tryN     int
 	tryErr   error

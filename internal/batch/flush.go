@@ -377,7 +377,7 @@ func (w *Writer) try(fd uintptr) bool {
 	if w.tryHead != nil {
 		w.tryN, w.tryErr = w.tryParts.Write(fd, w.tryHead, w.tryBuf)
 	} else {
-		w.tryN, w.tryErr = sockio.Write(fd, w.tryBuf)
+		w.tryN, w.tryErr = sockio.Write(fd, w.tryBuf, w.tryTimer)
 	}
 	if w.tryN > 0 || w.tryErr != nil || w.tryWait == nil {
 		return true
