@@ -12,9 +12,10 @@ const (
 	// flowSize is how many bytes of one call make it worth a timer. A timer costs
 	// those who wait: where callers take turns that is more than it gains.
 	flowSize = 16 << 10
-	// flowTick is how soon the timer is due. It is set again when there was such a
-	// call meanwhile.
-	flowTick = 5 * time.Millisecond
+	// flowTick is how soon the timer is due: how much later than usual a goroutine may
+	// lose a processor on which others wait. It is set again when there was such a call
+	// meanwhile. One that is due in 5 ms makes messages of 64 KiB 0.8 times as fast.
+	flowTick = 50 * time.Millisecond
 )
 
 // A flow has a timer of the runtime's pending while its calls move much.

@@ -187,7 +187,7 @@ func TestFlow(t *testing.T) {
 		if f.going.Load() {
 			t.Error("small calls have set the timer")
 		}
-		for start := time.Now(); time.Since(start) < 3*flowTick; {
+		for start := time.Now(); time.Since(start) < 2*flowTick; {
 			if f.moved(flowSize); !f.going.Load() {
 				// The timer may have come between the two.
 				if f.moved(flowSize); !f.going.Load() {
