@@ -105,7 +105,9 @@ func (e *outCall) abandon() bool {
 
 // finish hands the result to the caller. Who calls it has claimed the slot.
 func (e *outCall) finish(err error) {
-	e.call.Err = err
+	if err != nil { // else it is nil: the caller's memory is far away
+		e.call.Err = err
+	}
 	g, done := e.group, e.done
 	e.state.Store(callIdle)
 	if g != nil {

@@ -150,9 +150,9 @@ func appendFrameHeader(dst []byte, h FrameHeader) []byte {
 
 // appendHeader is appendFrameHeader of a header that stays in registers.
 func appendHeader(dst []byte, t FrameType, flags FrameFlags, code uint16, id uint32, length int) []byte {
-	var b [frameHeaderLen]byte
-	putHeader(b[:], t, flags, code, id, length)
-	return append(dst, b[:]...)
+	dst = append(dst, make([]byte, frameHeaderLen)...)
+	putHeader(dst[len(dst)-frameHeaderLen:], t, flags, code, id, length)
+	return dst
 }
 
 // putHeader writes a header to the first 12 bytes of b.
