@@ -103,7 +103,7 @@ func TestWhatComputesOnOneProcessorStopsNoOther(t *testing.T) {
 				computed <- fmt.Sprint(string(b), err)
 			}()
 			time.Sleep(time.Millisecond) // it computes, or does soon
-			for range 3 { // small messages, that wake one who waits
+			for range 3 {                // small messages, that wake one who waits
 				if _, err := y.Call(background, "stop", nil); err != nil {
 					t.Fatal(err)
 				}
