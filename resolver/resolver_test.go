@@ -35,6 +35,15 @@ type zone struct {
 	srv     map[string][]net.SRV
 	silent  bool
 	queries int
+	halves  map[string]half
+}
+
+// A half is what a name had when one of its two types was asked for. The other is
+// answered from it, so that no lookup meets a change half way.
+type half struct {
+	kind  uint16
+	ips   []netip.Addr
+	known bool
 }
 
 func (z *zone) change(f func()) {
@@ -56,6 +65,7 @@ func (z *zone) serve(t *testing.T) *net.Resolver {
 	if err != nil {
 		t.Fatal(err)
 	}
+	z.halves = map[string]half{}
 	done := make(chan struct{})
 	t.Cleanup(func() { conn.Close(); <-done })
 	go func() {
@@ -120,6 +130,15 @@ func (z *zone) answer(query []byte) []byte {
 
 func (z *zone) records(name string, kind uint16) (records [][]byte, known bool) {
 	ips, known := z.hosts[name]
+	if kind != typeSRV {
+		first, asked := z.halves[name]
+		if asked && first.kind != kind {
+			ips, known = first.ips, first.known
+			delete(z.halves, name)
+		} else {
+			z.halves[name] = half{kind, ips, known}
+		}
+	}
 	for _, ip := range ips {
 		if ip.Is4() == (kind == typeA) && kind != typeSRV {
 			records = append(records, ip.AsSlice())
