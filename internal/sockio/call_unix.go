@@ -27,7 +27,9 @@ func Write(fd uintptr, b []byte, woken bool) (n int, err error) {
 		}
 		switch err {
 		case nil:
-			process.moved(n)
+			if canUntold {
+				process.moved(n)
+			}
 			return n, nil
 		case syscall.EINTR:
 			continue
@@ -51,7 +53,9 @@ func Read(fd uintptr, b []byte, woken bool) (n int, again bool, err error) {
 		}
 		switch err {
 		case nil:
-			process.moved(n)
+			if canUntold {
+				process.moved(n)
+			}
 			return n, false, nil
 		case syscall.EINTR:
 			continue

@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -98,9 +99,10 @@ func attempts(t *testing.T, x, y int, woken bool) {
 // What was not told of must not wait, for its thread would keep a processor.
 func TestUntoldAttemptsDoNotWait(t *testing.T) {
 	x, y := socketPair(t) // in blocking mode
-	if _, err := readUntold(uintptr(y), make([]byte, 1)); err == errTell {
+	if !canUntold {
 		t.Skip("the scheduler is told of every call here: not Linux, or a sanitizer")
-	} else if err != syscall.EAGAIN {
+	}
+	if _, err := readUntold(uintptr(y), make([]byte, 1)); err != syscall.EAGAIN {
 		t.Errorf("nothing there: %v", err)
 	}
 	full := error(nil)
@@ -200,6 +202,54 @@ func TestFlow(t *testing.T) {
 				t.Fatal("the timer is there long after the last large call")
 			}
 		}
+	}
+}
+
+// waitForFlow waits until the process's timer is not there.
+func waitForFlow(t *testing.T) {
+	t.Helper()
+	for start := time.Now(); process.going.Load(); time.Sleep(time.Millisecond) {
+		if time.Since(start) > 10*time.Second {
+			t.Fatal("the timer is there long after the last large call")
+		}
+	}
+}
+
+// A timer is needed where calls are untold, and only there.
+func TestFlowIsTheProcess(t *testing.T) {
+	x, _ := socketPair(t)
+	setNonblock(t, x)
+	waitForFlow(t)
+	if n, err := Write(uintptr(x), make([]byte, flowSize), false); n != flowSize || err != nil {
+		t.Fatal(n, err)
+	}
+	if process.going.Load() != canUntold {
+		t.Errorf("the timer is there: %v, calls are untold: %v", !canUntold, canUntold)
+	}
+	waitForFlow(t)
+}
+
+// A timer that is set in a bubble of testing/synctest is the bubble's: it stops with
+// the bubble's clock, and whoever sets it outside panics.
+func TestFlowAndBubbles(t *testing.T) {
+	inBubble := func() {
+		synctest.Test(t, func(t *testing.T) {
+			for range 3 {
+				process.moved(flowSize)
+				time.Sleep(time.Second)
+			}
+			process.moved(flowSize)
+		})
+	}
+	outside := func() { process.moved(flowSize) }
+	waitForFlow(t)
+	process = flow{} // nobody has made the timer yet
+	for range 2 {
+		inBubble()
+		waitForFlow(t)
+		outside()
+		inBubble()
+		waitForFlow(t)
 	}
 }
 

@@ -1,4 +1,4 @@
-//go:build !race && !msan && !asan
+//go:build !android && !race && !msan && !asan
 
 package sockio
 
@@ -8,6 +8,8 @@ import (
 
 	"golang.org/x/sys/unix"
 )
+
+const canUntold = true
 
 // The calls for sockets take a flag that keeps them from waiting, whatever mode the
 // descriptor is in; a thread that waits in a call that was not told of would keep
@@ -29,7 +31,7 @@ func untold(trap, fd uintptr, b []byte, flags uintptr) (int, error) {
 	switch err {
 	case 0:
 		return int(n), nil
-	case syscall.ENOTSOCK, syscall.ENOSYS, syscall.EPERM: // a pipe, an old kernel, a sandbox
+	case syscall.ENOTSOCK, syscall.ENOSYS, syscall.EPERM, syscall.EACCES: // a pipe, an old kernel, a sandbox
 		return 0, errTell
 	}
 	return 0, err
