@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -117,9 +116,6 @@ func (e *outCall) finish(err error) {
 	done <- struct{}{}
 }
 
-// tokens are channels for outCall.done.
-var tokens = sync.Pool{New: func() any { return make(chan struct{}, 1) }}
-
 // callGroup is what the calls of one DoAll share: one wake-up.
 type callGroup struct {
 	left atomic.Int64
@@ -133,8 +129,6 @@ func (g *callGroup) end(n int64) {
 		g.done <- struct{}{}
 	}
 }
-
-var callGroups = sync.Pool{New: func() any { return &callGroup{done: make(chan struct{}, 1)} }}
 
 // Call calls a method of the other side and returns its reply, which is the
 // caller's. req is not touched after Call returns. When ctx ends, Call returns
@@ -151,8 +145,8 @@ func (c *Conn) Call(ctx context.Context, method string, req []byte) ([]byte, err
 // Do makes the call that c describes. It differs from Call in that the reply is
 // appended to a slice of the caller's, so that nothing need be allocated.
 func (c *Conn) Do(ctx context.Context, call *Call) error {
-	done := tokens.Get().(chan struct{})
-	defer tokens.Put(done)
+	done := c.shared.tokens.Get().(chan struct{})
+	defer c.shared.tokens.Put(done)
 	alone := c.expecting.Add(1) == 1 && !c.crowd.Load()
 	began := c.begins()
 	c.out.Lock()
@@ -199,7 +193,7 @@ func (c *Conn) Do(ctx context.Context, call *Call) error {
 // of calls; each has its Err. It costs one wake-up where as many Do would cost
 // one each. When ctx ends, the calls that have not ended end with its error.
 func (c *Conn) DoAll(ctx context.Context, calls []*Call) error {
-	g := callGroups.Get().(*callGroup)
+	g := c.shared.callGroups.Get().(*callGroup)
 	g.ids = g.ids[:0]
 	g.left.Store(int64(len(calls)) + 1) // one for this loop, so that the end is not seen too early
 	c.expecting.Add(int64(len(calls)))
@@ -227,7 +221,7 @@ func (c *Conn) DoAll(ctx context.Context, calls []*Call) error {
 	case <-ctx.Done():
 		c.abandonAll(ctx, g, calls)
 	}
-	callGroups.Put(g)
+	c.shared.callGroups.Put(g)
 	for _, call := range calls {
 		call.join()
 	}

@@ -25,6 +25,7 @@ type Conn struct {
 	cfg     *Config
 	mux     *Mux // what this side serves; never nil
 	peer    *Peer
+	shared  *shared
 	theirs  atomic.Pointer[peerMethods]
 	recent  atomic.Pointer[peerMethod] // the last one called: often the next one too
 	limits  limits                     // announced by the other side: what this side may send
@@ -204,6 +205,7 @@ func newConn(nc net.Conn, peer *Peer, theirs *hello, app int, cfg *Config) *Conn
 	if c.mux == nil {
 		c.mux = emptyMux
 	}
+	c.shared = sharedHere(c.done)
 	c.metadata, c.streams = theirs.has(featureMetadata), theirs.has(featureStreams)
 	var seal func(dst, plain []byte) ([]byte, error)
 	if s, ok := nc.(sealer); ok {

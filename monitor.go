@@ -7,17 +7,18 @@ import (
 	"github.com/plugwire/plugwire/internal/tick"
 )
 
-// The monitor is one goroutine per process, there only while some connection
-// has run handlers or lent its reading role lately. It looks at their role
-// words in pairs of looks a millisecond apart; a word that it sees twice belongs
-// to a handler that takes long, a borrower that waits long, or to nobody, and it
-// sees to it that somebody reads. So nobody else has to look at a clock. Between
-// the pairs it pauses: looks every millisecond cost 64 callers a tenth of their
-// calls per second. It must not use a timer of the runtime: see package tick.
-var monitor struct {
+// A monitor is one goroutine, there only while one of its connections has run
+// handlers or lent its reading role lately. It looks at their role words in pairs of
+// looks a millisecond apart; a word that it sees twice belongs to a handler that
+// takes long, a borrower that waits long, or to nobody, and it sees to it that
+// somebody reads. So nobody else has to look at a clock. Between the pairs it pauses:
+// looks every millisecond cost 64 callers a tenth of their calls per second. It must
+// not use a timer of the runtime: see package tick.
+type monitor struct {
 	mu      sync.Mutex
 	conns   []*Conn
 	running bool
+	only    <-chan struct{} // nil, or closed when the only connection is over
 }
 
 const (
@@ -33,25 +34,30 @@ func (c *Conn) watch() {
 	if c.watched.Load() || !c.watched.CompareAndSwap(false, true) {
 		return
 	}
-	monitor.mu.Lock()
-	monitor.conns = append(monitor.conns, c)
-	start := !monitor.running
-	monitor.running = true
-	monitor.mu.Unlock()
-	if start {
-		go runMonitor()
+	c.shared.monitor.add(c)
+}
+
+func (m *monitor) add(c *Conn) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.conns = append(m.conns, c)
+	if !m.running {
+		m.running = true
+		go m.run()
 	}
 }
 
-func runMonitor() {
+func (m *monitor) run() {
 	var conns []*Conn
 	sleeper := tick.NewSleeper()
 	defer sleeper.Close()
 	for {
-		sleeper.Sleep(monitorPause)
-		monitor.mu.Lock()
-		conns = append(conns[:0], monitor.conns...)
-		monitor.mu.Unlock()
+		if !m.sleep(sleeper, monitorPause) {
+			return
+		}
+		m.mu.Lock()
+		conns = append(conns[:0], m.conns...)
+		m.mu.Unlock()
 		quiet, again := 0, false
 		for _, c := range conns {
 			if c.looked() {
@@ -61,14 +67,31 @@ func runMonitor() {
 			}
 		}
 		if again {
-			sleeper.Sleep(monitorTick)
+			if !m.sleep(sleeper, monitorTick) {
+				return
+			}
 			for _, c := range conns {
 				c.looked()
 			}
 		}
-		if quiet > 0 && !dropQuiet() {
+		if quiet > 0 && !m.dropQuiet() {
 			return
 		}
+	}
+}
+
+// sleep reports whether there is a connection still. In a bubble of testing/synctest
+// time passes for sleepers only, and ends with the test.
+func (m *monitor) sleep(s *tick.Sleeper, d time.Duration) bool {
+	if m.only == nil {
+		s.Sleep(d)
+		return true
+	}
+	select {
+	case <-time.After(d):
+		return true
+	case <-m.only:
+		return false
 	}
 }
 
@@ -102,11 +125,11 @@ func (c *Conn) looked() bool {
 }
 
 // dropQuiet stops watching what is quiet, and reports whether anything is left.
-func dropQuiet() bool {
-	monitor.mu.Lock()
-	defer monitor.mu.Unlock()
-	kept := monitor.conns[:0]
-	for _, c := range monitor.conns {
+func (m *monitor) dropQuiet() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	kept := m.conns[:0]
+	for _, c := range m.conns {
 		if c.quiet > quietTicks {
 			c.quiet = 0
 			c.watched.Store(false)
@@ -117,8 +140,8 @@ func dropQuiet() bool {
 		}
 		kept = append(kept, c)
 	}
-	clear(monitor.conns[len(kept):])
-	monitor.conns = kept
-	monitor.running = len(kept) > 0
-	return monitor.running
+	clear(m.conns[len(kept):])
+	m.conns = kept
+	m.running = len(kept) > 0
+	return m.running
 }

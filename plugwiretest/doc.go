@@ -12,4 +12,7 @@
 // carries to pieces, stalls or breaks off, with PairOver or below any
 // plugwire.NewConn and ServeConn; and a Script to play a peer that says what no
 // peer should. Everything is closed with the test.
+//
+// In a bubble of testing/synctest connect the two by net.Pipe, with PairOver: its
+// clock stands still while somebody waits for a socket.
 package plugwiretest

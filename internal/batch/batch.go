@@ -90,6 +90,7 @@ type Writer struct {
 	limit    int     // how many bytes may be pending for those who do not wait
 	waited   bool    // who asks next has waited, unless it finds another reason to
 	idle     []chan struct{}
+	waiters  []*waiter // that nobody uses
 	err      error
 }
 

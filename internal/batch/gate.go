@@ -1,9 +1,6 @@
 package batch
 
-import (
-	"context"
-	"sync"
-)
+import "context"
 
 // A Gate is a queue of goroutines that wait, first come first served, for
 // something that the Writer's lock guards. Its zero value is ready.
@@ -15,7 +12,8 @@ type waiter struct {
 	turn chan struct{} // holds one token: it may be your turn
 }
 
-var waiters = sync.Pool{New: func() any { return &waiter{make(chan struct{}, 1)} }}
+// maxIdleWaiters bounds those that a Writer keeps for the next who wait.
+const maxIdleWaiters = 64
 
 // Empty reports whether nobody waits.
 func (g *Gate) Empty() bool { return len(g.queue) == 0 }
@@ -49,7 +47,6 @@ func (g *Gate) remove(w *waiter) {
 	case <-w.turn:
 	default:
 	}
-	waiters.Put(w)
 }
 
 // Open tells the first in the queue to look again. Called with the lock held.
@@ -59,10 +56,13 @@ func (w *Writer) Open(g *Gate) { g.signal() }
 // under the lock. It is called and returns with the lock held; the error is the
 // context's or the Writer's. It passes the turn to the next in the queue.
 func (w *Writer) Wait(ctx context.Context, g *Gate, open func() bool) error {
-	me := waiters.Get().(*waiter)
+	me := w.waiter()
 	g.queue = append(g.queue, me)
 	defer func() {
 		g.remove(me)
+		if len(w.waiters) < maxIdleWaiters {
+			w.waiters = append(w.waiters, me)
+		}
 		g.signal()
 	}()
 	for {
@@ -81,6 +81,16 @@ func (w *Writer) Wait(ctx context.Context, g *Gate, open func() bool) error {
 			return ctx.Err()
 		}
 	}
+}
+
+func (w *Writer) waiter() *waiter {
+	last := len(w.waiters) - 1
+	if last < 0 {
+		return &waiter{make(chan struct{}, 1)}
+	}
+	me := w.waiters[last]
+	w.waiters = w.waiters[:last]
+	return me
 }
 
 // OpenAll tells everyone in the queue to look again. Called with the lock held.
