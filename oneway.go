@@ -16,7 +16,8 @@ import (
 type outNotes struct {
 	sentBytes, sentMsgs       uint64
 	handledBytes, handledMsgs uint64 // as the other side has said
-	left                      int    // cost that may be sent without looking at anything else
+	left                      int    // cost that may be sent without looking at anything else: enough is left for those who wait
+	waiting                   int64  // cost of what waits for the window
 	large                     bool   // a message of several frames is being sent
 	moved                     bool   // a Pool's messages go over another connection
 	ask                       bool   // CREDIT is to be asked for
@@ -40,9 +41,8 @@ func (n *outNotes) fits(size, window int) bool {
 // allow works out left anew.
 func (n *outNotes) allow(c *Conn) {
 	n.left = 0
-	if !c.life.refuses && !n.large && !n.moved && n.window.Empty() {
-		n.left = max(c.limits.oneWay-int(n.outstanding()), 0)
-		n.left = min(n.left, c.limits.oneWay)
+	if !c.life.refuses && !n.large && !n.moved {
+		n.left = int(max(int64(c.limits.oneWay)-int64(n.outstanding())-n.waiting, 0))
 	}
 }
 
@@ -117,6 +117,7 @@ func (c *Conn) notifySlow(ctx context.Context, m *message, pooled bool) error {
 			Message: fmt.Sprintf("message of %d bytes, the other side takes %d", len(m.payload), c.limits.message)}
 	}
 	large := m.size() > c.limits.frame
+	cost := len(m.payload) + messageCost
 	fits := func() bool { return n.fits(len(m.payload), c.limits.oneWay) }
 	for waited := false; ; {
 		if err := ctx.Err(); err != nil {
@@ -125,10 +126,14 @@ func (c *Conn) notifySlow(ctx context.Context, m *message, pooled bool) error {
 		if err := c.mayNotify(pooled); err != nil {
 			return fail(err)
 		}
-		if !fits() || !waited && !n.window.Empty() {
+		if !fits() || !waited && cost > n.left && !n.window.Empty() {
+			if !waited {
+				n.waiting += int64(cost) // until it is sent: it may have to wait for room too
+				defer func() { n.waiting -= int64(cost); n.allow(c) }()
+				n.allow(c)
+			}
 			waited = true
 			c.stalls.OneWay++
-			n.left = 0 // until nobody waits
 			c.askCredit()
 			open := func() bool {
 				if fits() || c.mayNotify(pooled) != nil {

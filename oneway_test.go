@@ -186,11 +186,102 @@ func TestSendersWhoseMessagesFillTheWindow(t *testing.T) {
 	})
 }
 
-// waitingForWindow reports whether somebody waits at x's one-way window.
-func waitingForWindow(x *Conn) bool {
+// TestNobodyPassesThoseWhoWaitForTheWindow unless there is enough for them too.
+func TestNobodyPassesThoseWhoWaitForTheWindow(t *testing.T) {
+	overTransports(t, func(t *testing.T, transport string) {
+		const window = 64 << 10
+		unblock := make(chan struct{})
+		m := NewMux()
+		m.HandleFunc("block", func(context.Context, []byte) ([]byte, error) { <-unblock; return nil, nil })
+		x, y := pair(t, transport, nil, &Config{Mux: m, Limits: Limits{OneWayWindow: window}})
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		defer close(unblock)
+		notify := func(size int) {
+			if err := x.Notify(background, "block", make([]byte, size-messageCost)); err != nil {
+				t.Error(err)
+			}
+		}
+		waits := func(size, n int) { // as the n-th
+			t.Helper()
+			wg.Go(func() { notify(size) })
+			until(t, "it waits", func() bool { return waitingForWindow(x) == n })
+		}
+		notify(window - 1000)
+		waits(2000, 1)
+		waits(500, 2) // there is room for it
+		// As if the other side had said that all was handled and nobody had been woken yet.
+		x.out.Lock()
+		n := &x.notes
+		bytes, msgs := n.handledBytes, n.handledMsgs
+		n.handledBytes, n.handledMsgs = n.sentBytes, n.sentMsgs
+		n.allow(x)
+		if n.left != window-2500 {
+			t.Errorf("%d may be sent, want %d", n.left, window-2500)
+		}
+		x.out.Unlock()
+		notify(1000)
+		if waitingForWindow(x) != 2 {
+			t.Error("somebody has been woken")
+		}
+		x.out.Lock()
+		n.handledBytes, n.handledMsgs = bytes, msgs
+		n.allow(x)
+		x.out.Unlock()
+		waits(500, 3)
+		unblock <- struct{}{} // the first message
+		until(t, "all are sent", func() bool { return waitingForWindow(x) == 0 })
+		x.out.Lock()
+		if n.waiting != 0 {
+			t.Errorf("%d wait, and nobody waits", n.waiting)
+		}
+		x.out.Unlock()
+		for range 4 {
+			unblock <- struct{}{}
+		}
+		if err := x.Flush(background); err != nil {
+			t.Error(err)
+		}
+		accounts(t, x, y)
+	})
+}
+
+// TestManySendersSeldomWait: each credit and each batch is for many messages, not for
+// one of each sender.
+func TestManySendersSeldomWait(t *testing.T) {
+	overTransports(t, func(t *testing.T, transport string) {
+		const senders, each = 64, 1000
+		m := NewMux()
+		m.HandleFunc("note", func(context.Context, []byte) ([]byte, error) { return nil, nil })
+		x, y := pair(t, transport, nil, &Config{Mux: m, Limits: Limits{OneWayWindow: 1 << 20}})
+		var wg sync.WaitGroup
+		for range senders {
+			wg.Go(func() {
+				for range each {
+					if err := x.Notify(background, "note", make([]byte, 64)); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			})
+		}
+		wg.Wait()
+		if err := x.Flush(background); err != nil {
+			t.Error(err)
+		}
+		s := x.Stats().Stalls
+		if s.OneWay+s.Writes > senders*each/10 {
+			t.Errorf("of %d messages %d waited for the window and %d for room", senders*each, s.OneWay, s.Writes)
+		}
+		accounts(t, x, y)
+	})
+}
+
+// waitingForWindow returns how many wait at x's one-way window.
+func waitingForWindow(x *Conn) int {
 	x.out.Lock()
 	defer x.out.Unlock()
-	return !x.notes.window.Empty()
+	return x.notes.window.Len()
 }
 
 // TestWaiterBehindAWaiter: the second of two who wait for the window needs all
@@ -207,10 +298,9 @@ func TestWaiterBehindAWaiter(t *testing.T) {
 		}
 		done := make(chan error, 2)
 		go func() { done <- x.Notify(background, "block", make([]byte, 100)) }()
-		until(t, "the first to wait", func() bool { return waitingForWindow(x) })
+		until(t, "the first to wait", func() bool { return waitingForWindow(x) == 1 })
 		go func() { done <- x.Notify(background, "block", make([]byte, window)) }()
-		until(t, "the second to wait", func() bool { return x.expecting.Load() == 2 })
-		time.Sleep(5 * time.Millisecond) // until it is in the queue; later is no harm
+		until(t, "the second to wait", func() bool { return waitingForWindow(x) == 2 })
 		close(unblock)
 		for range 2 {
 			select {
@@ -278,7 +368,7 @@ func TestSlowReceiverSlowsTheSenderAlone(t *testing.T) {
 				}
 			})
 		}
-		until(t, "senders to wait", func() bool { return waitingForWindow(x) })
+		until(t, "senders to wait", func() bool { return waitingForWindow(x) > 0 })
 		cancel()
 		close(unblock)
 		wg.Wait()

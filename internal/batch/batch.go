@@ -258,14 +258,20 @@ func (w *Writer) HasRoom(n int) bool {
 }
 
 // WaitRoom waits until n bytes may be appended: it returns with the lock held
-// and nil, or the context's or the Writer's error.
+// and nil, or the context's or the Writer's error. It waits at least until what is
+// pending now is being written: in the last quarter there would be room for one
+// message, and the next wait.
 func (w *Writer) WaitRoom(ctx context.Context, n int) error {
 	if !w.writing {
 		w.Kick()
 	}
 	w.stalls++
 	w.limit = High * 3 / 4
-	err := w.Wait(ctx, &w.room, func() bool { have := w.Len(); return have == 0 || have+n <= High })
+	taken := w.taken
+	err := w.Wait(ctx, &w.room, func() bool {
+		have := w.Len()
+		return have == 0 || have+n <= High && w.taken > taken
+	})
 	if w.room.Empty() {
 		w.limit = High
 	}

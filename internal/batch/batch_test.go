@@ -260,7 +260,7 @@ func TestSmallOnesHaveAReserveWhileOthersWait(t *testing.T) {
 	}()
 	until(t, w, func() bool { return !w.room.Empty() })
 	w.Lock()
-	w.Put(w.Buffer()[:High*3/4-100]) // as if something had left
+	leave(w, High*3/4-100)
 	if !w.HasRoom(100) || w.HasRoom(101) {
 		t.Error("who does not wait may fill three quarters while others do")
 	}
@@ -288,12 +288,65 @@ func TestWhoHasWaitedHasRoom(t *testing.T) {
 					return
 				}
 			}
-			w.Put(w.Buffer()[:High/2]) // as if it had been sent
+			leave(w, High/2)
 		})
 		until(t, w, func() bool { return len(w.room.queue) == i+1 })
 	}
 	w.Lock()
-	w.Put(w.Buffer()[:High/2]) // as if something had left
+	leave(w, High/2)
+	w.Open(&w.room)
+	w.Unlock()
+	wg.Wait()
+}
+
+// leave has n bytes pending, as if those before them had left.
+func leave(w *Writer, n int) {
+	w.taken += uint64(w.Len() - n)
+	w.Put(w.Buffer()[:n])
+}
+
+// TestTheLastQuarterIsForThoseWhoWaitedBefore: who comes to wait while it is filled
+// waits for the next batch. Else each of many senders would wait for each of its
+// messages.
+func TestTheLastQuarterIsForThoseWhoWaitedBefore(t *testing.T) {
+	w, release := stuck(t)
+	defer release()
+	const size = 1 << 10
+	var wg sync.WaitGroup
+	var appended atomic.Int32
+	wait := func() {
+		wg.Go(func() {
+			w.Lock()
+			defer w.Unlock()
+			if err := w.WaitRoom(context.Background(), size); err != nil {
+				t.Error(err)
+			}
+			w.Put(append(w.Buffer(), make([]byte, size)...))
+			appended.Add(1)
+		})
+	}
+	wait()
+	until(t, w, func() bool { return len(w.room.queue) == 1 })
+	w.Lock()
+	leave(w, High*3/4)
+	w.Unlock()
+	wait()
+	until(t, w, func() bool { return len(w.room.queue) == 2 })
+	w.Lock()
+	w.Open(&w.room)
+	w.Unlock()
+	until(t, w, func() bool { return appended.Load() == 1 }) // by the first
+	for range 10 {
+		w.Lock()
+		w.Open(&w.room)
+		w.Unlock()
+		time.Sleep(time.Millisecond)
+	}
+	if n := appended.Load(); n != 1 {
+		t.Errorf("%d have appended, one has waited since before", n)
+	}
+	w.Lock()
+	leave(w, High*3/4)
 	w.Open(&w.room)
 	w.Unlock()
 	wg.Wait()

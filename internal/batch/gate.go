@@ -16,7 +16,10 @@ type waiter struct {
 const maxIdleWaiters = 64
 
 // Empty reports whether nobody waits.
-func (g *Gate) Empty() bool { return len(g.queue) == 0 }
+func (g *Gate) Empty() bool { return g.Len() == 0 }
+
+// Len returns how many wait.
+func (g *Gate) Len() int { return len(g.queue) }
 
 func (g *Gate) signal() {
 	if len(g.queue) > 0 {
