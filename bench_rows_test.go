@@ -268,6 +268,11 @@ type benchServer struct {
 func startServer(tb testing.TB, service, network string) *benchServer {
 	tb.Helper()
 	s := &benchServer{cmd: childCommand(benchChild, fmt.Sprint("GOMAXPROCS=", runtime.GOMAXPROCS(0)))}
+	// Such as "taskset -c 1": which processors the two run on decides much.
+	if with := strings.Fields(os.Getenv("PLUGWIRE_BENCH_SERVER")); len(with) > 0 {
+		runner := exec.Command(with[0], append(with[1:], s.cmd.Path)...)
+		runner.Env, s.cmd = s.cmd.Env, runner
+	}
 	s.in, s.out = startChild(tb, s.cmd)
 	s.stop = sync.OnceFunc(func() {
 		s.in.Close()
