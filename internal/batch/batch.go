@@ -231,9 +231,12 @@ func (w *Writer) Err() error { return w.err }
 // Busy reports that a batch is being written.
 func (w *Writer) Busy() bool { return w.writing }
 
-// Eager reports that what is pending is worth a write by itself and that
-// nobody is writing. After the end nothing is.
-func (w *Writer) Eager() bool { return !w.writing && w.Len() >= eager && w.err == nil }
+// Eager reports that what is pending is worth a write by itself, that nobody is
+// writing, and that Flush would: it does not where only Run can. After the end
+// nothing is worth one.
+func (w *Writer) Eager() bool {
+	return w.raw != nil && !w.writing && w.Len() >= eager && w.err == nil
+}
 
 // Signal makes the next batch ask Control, and a batch be made though nothing is pending.
 func (w *Writer) Signal() { w.control = true }

@@ -383,9 +383,6 @@ func TestFailWakesAll(t *testing.T) {
 		if err := w.Wait(context.Background(), &other, func() bool { return false }); err != broken {
 			t.Errorf("Wait after %s: %v", how, err)
 		}
-		if w.Eager() {
-			t.Error("a writer that has ended is worth no flush")
-		}
 		w.Unlock()
 		if err := w.Drain(time.Second); err != broken {
 			t.Errorf("Drain after %s: %v", how, err)
@@ -394,6 +391,31 @@ func TestFailWakesAll(t *testing.T) {
 		w.Fail(errors.New("another"))
 		release()
 	}
+}
+
+// Who finds no room and an Eager Writer flushes and looks again: that must help.
+func TestEagerIsWhatFlushHelps(t *testing.T) {
+	ends(t, func(t *testing.T, a, b net.Conn) {
+		w := start(t, a, Config{})
+		eagerAt := func(size int) bool {
+			w.Lock()
+			defer w.Unlock()
+			w.Put(append(w.Buffer(), make([]byte, size-w.Len())...))
+			return w.Eager()
+		}
+		if eagerAt(eager - 1) {
+			t.Error("it is worth waiting for more")
+		}
+		if got, want := eagerAt(eager), w.raw != nil; got != want {
+			t.Errorf("eager: %v, want %v", got, want)
+		}
+		w.Fail(errors.New("broken"))
+		w.Lock()
+		if w.Eager() {
+			t.Error("a Writer that has ended is worth no flush")
+		}
+		w.Unlock()
+	})
 }
 
 func TestDrain(t *testing.T) {
