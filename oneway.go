@@ -126,9 +126,9 @@ func (c *Conn) notifySlow(ctx context.Context, m *message, pooled bool) error {
 		if err := c.mayNotify(pooled); err != nil {
 			return fail(err)
 		}
-		if !fits() || !waited && cost > n.left && !n.window.Empty() {
+		if !fits() || !waited && (large || cost > n.left) && !n.window.Empty() { // a large one would hold them up
 			if !waited {
-				n.waiting += int64(cost) // until it is sent: it may have to wait for room too
+				n.waiting += int64(cost) // until it is sent
 				defer func() { n.waiting -= int64(cost); n.allow(c) }()
 				n.allow(c)
 			}

@@ -284,6 +284,41 @@ func waitingForWindow(x *Conn) int {
 	return x.notes.window.Len()
 }
 
+// TestLargeMessagePassesNobody: whatever credit there is, it would make those who wait
+// wait until it is sent.
+func TestLargeMessagePassesNobody(t *testing.T) {
+	overTransports(t, func(t *testing.T, transport string) {
+		m := NewMux()
+		m.HandleFunc("note", func(context.Context, []byte) ([]byte, error) { return nil, nil })
+		x, _ := pair(t, transport, nil, &Config{Mux: m})
+		n := &x.notes
+		largeIsSent := func(now bool) { // of another sender, who has woken nobody yet
+			x.out.Lock()
+			n.large = now
+			n.allow(x)
+			x.out.Unlock()
+		}
+		largeIsSent(true)
+		small := make(chan error, 1)
+		go func() { small <- x.Notify(background, "note", make([]byte, 10)) }()
+		until(t, "the small message to wait", func() bool { return waitingForWindow(x) == 1 })
+		largeIsSent(false)
+		large := make(chan error, 1)
+		go func() { large <- x.Notify(background, "note", make([]byte, 200<<10)) }()
+		until(t, "the large message to wait", func() bool {
+			if len(large) > 0 {
+				t.Fatal("it has passed the small one")
+			}
+			return waitingForWindow(x) == 2
+		})
+		x.out.Lock()
+		x.out.Open(&n.window)
+		x.out.Unlock()
+		receive(t, "the small message", small)
+		receive(t, "the large message", large)
+	})
+}
+
 // TestWaiterBehindAWaiter: the second of two who wait for the window needs all
 // of it, and the first one's message is far below a quarter of it.
 func TestWaiterBehindAWaiter(t *testing.T) {
