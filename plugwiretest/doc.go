@@ -14,5 +14,6 @@
 // peer should. Everything is closed with the test.
 //
 // In a bubble of testing/synctest connect the two by net.Pipe, with PairOver: its
-// clock stands still while somebody waits for a socket.
+// clock stands still while somebody waits for a socket. A connection is for the
+// bubble in which it was made.
 package plugwiretest
