@@ -16,7 +16,8 @@ import (
 // Batches: who makes one of what is pending, and who writes it. The methods up to
 // Turn are called with the lock held, but for seal.
 
-// take makes the pending bytes the batch to write, if there are any and nobody writes.
+// take makes the pending bytes the batch to write, if there are any and nobody writes,
+// and has who waits for room go on.
 func (w *Writer) take() bool {
 	if w.writing || w.err != nil || (w.pending == nil && !w.control) {
 		return false
@@ -33,6 +34,7 @@ func (w *Writer) take() bool {
 	w.taken += uint64(len(w.out.b))
 	w.rest, w.sealed = w.out.b, false
 	w.writing = true
+	w.Open(&w.room)
 	return true
 }
 
@@ -54,7 +56,7 @@ func (w *Writer) seal() error {
 }
 
 // wrote accounts for n bytes of the batch, behind which rest is left; when nothing
-// is, the batch is over and who waits for room goes on.
+// is, the batch is over.
 func (w *Writer) wrote(n int, rest []byte) (whole bool) {
 	w.writes++
 	w.sizes[min(bits.Len(uint(n)/64), len(w.sizes)-1)]++
@@ -67,7 +69,6 @@ func (w *Writer) wrote(n int, rest []byte) (whole bool) {
 	w.sent = w.taken
 	w.writing, w.rest = false, nil
 	w.release(&w.out)
-	w.Open(&w.room)
 	return true
 }
 
