@@ -27,6 +27,7 @@ type Stream struct {
 	info Info
 	ctx  context.Context // the opener's own, or the handler's
 	own  context.Context // what SetContext has set
+	life batch.Scope     // ends with ctx and with the stream: who waits to send heeds it
 	in   streamInput
 
 	// The sending half, guarded by the connection's out lock.
@@ -55,7 +56,8 @@ type Stream struct {
 	handler func(*Stream) error // the acceptor's
 	refusal *Error              // or why there is none
 
-	stopWatch func() bool // ends the watch over the opener's context, or the handler's deadline
+	stopWatch func() bool        // ends the watch over the opener's context, or the handler's deadline
+	endLife   context.CancelFunc // the opener's
 }
 
 // OpenStream opens a stream to a method of the other side that was registered
@@ -97,6 +99,7 @@ func (c *Conn) OpenStream(ctx context.Context, method string) (*Stream, error) {
 	if c.shard != nil {
 		e.record, e.time = c.shard.record(methodKey{name: method, stream: true}), began
 	}
+	s.life.Context, s.endLife = context.WithCancel(ctx)
 	e.stream.Store(s)
 	e.cost, e.end, e.whole, e.cancel = m.cost(), 0, true, false
 	e.state.Store(callUnopened)
@@ -197,9 +200,6 @@ func (s *Stream) endLocked(err error, cut, free bool) {
 		if s.slot != nil {
 			s.conn.countEnded(s.slot, endCode(err))
 		}
-		if ctx, ok := s.ctx.(*requestContext); ok && s.back != 0 { // not of a refused stream
-			ctx.cancel(context.Canceled)
-		}
 	}
 	s.in.end(err, cut)
 	s.tellLocked() // of what was dropped
@@ -225,6 +225,12 @@ func endCode(err error) Code {
 // setErr ends the sending half. Called under out's lock, once.
 func (s *Stream) setErr(err error) {
 	s.err, s.ready = err, false
+	if s.endLife != nil {
+		s.endLife()
+	} else if ctx, ok := s.ctx.(*requestContext); ok { // not of a refused stream
+		ctx.cancel(context.Canceled)
+	}
+	s.conn.out.End(&s.life)
 	if s.done != nil {
 		close(s.done)
 	}
@@ -284,7 +290,7 @@ func (s *Stream) Header() (Metadata, error) {
 	if s.back != 0 {
 		return s.info.Metadata, nil
 	}
-	if err := s.announce(s.ctx, false); err != nil && err != io.EOF {
+	if err := s.announce(&s.life, false); err != nil && err != io.EOF {
 		if md := s.in.headerOf(); md != nil { // which arrived before the end
 			return md, nil
 		}
@@ -327,7 +333,7 @@ func (s *Stream) SetHeader(md Metadata) error {
 		free := func() bool {
 			return s.err != nil || s.opened || c.reserved+more <= c.limits.requestBytes || c.reserved == s.slot.cost
 		}
-		if err := c.waitFor(s.ctx, &c.admit, free); err != nil {
+		if err := c.waitFor(&s.life, &c.admit, free); err != nil {
 			return s.wrap(err)
 		}
 	}
@@ -343,7 +349,7 @@ func (s *Stream) lateHeader() error {
 
 // SendHeader sends what SetHeader has set without waiting for the first
 // message, also when there is none. On the opener's side it opens the stream.
-func (s *Stream) SendHeader() error { return s.announce(s.ctx, true) }
+func (s *Stream) SendHeader() error { return s.announce(&s.life, true) }
 
 // SetTrailer sets the metadata that goes with the end of the stream, on the
 // acceptor's side; a later one replaces it. On the opener's side it does nothing.

@@ -154,7 +154,7 @@ func (c *streamConn) Close() error {
 	if c.s.back != 0 {
 		defer c.s.ctx.(*requestContext).cancel(context.Canceled) // the handler may return
 	}
-	ctx, cancel := context.WithTimeout(c.s.ctx, c.s.conn.cfg.CloseTimeout)
+	ctx, cancel := context.WithTimeout(&c.s.life, c.s.conn.cfg.CloseTimeout)
 	defer cancel()
 	if c.s.closeSend(ctx) != nil {
 		return c.s.Close() // the other side takes nothing, or it is over

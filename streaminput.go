@@ -312,7 +312,7 @@ func (s *Stream) refill(stop <-chan struct{}, d *directInput) error {
 		in.mu.Unlock()
 		if s.back != 0 {
 			c.out.Flush()
-		} else if err := s.announce(s.ctx, false); err != nil && !in.there() { // perhaps it only receives
+		} else if err := s.announce(&s.life, false); err != nil && !in.there() { // perhaps it only receives
 			return err
 		}
 		over := func() bool {

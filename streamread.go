@@ -144,6 +144,7 @@ func (rd *reader) open(h *FrameHeader, b []byte) error {
 		s.ctx, s.info = ctx, ctx.info
 		s.handler = m.stream
 	}
+	s.life.Context = s.ctx
 	in.stream.Store(s) // from here on endCalls may end it
 	in.state.Store(inStream)
 	if ctx != nil && pre.hasLeft { // Recv does not watch the context
@@ -240,9 +241,6 @@ func (s *Stream) finish(err error) {
 	c.out.OpenAll(&s.gate)
 	if s.stopWatch != nil {
 		s.stopWatch()
-	}
-	if ctx, ok := s.ctx.(*requestContext); ok {
-		ctx.cancel(context.Canceled)
 	}
 	in.ctx.Store(nil)
 	in.stream.Store(nil)                                                            // what was not received is not to stay

@@ -14,7 +14,7 @@ import (
 // its Limits.StreamWindow. msg is not touched after Send returns. The error is
 // io.EOF when the other side has ended the stream well, else why it ended; Recv
 // tells the same.
-func (s *Stream) Send(msg []byte) error { return s.send(s.ctx, msg) }
+func (s *Stream) Send(msg []byte) error { return s.send(&s.life, msg) }
 
 func (s *Stream) send(ctx context.Context, msg []byte) error {
 	c := s.conn
@@ -284,7 +284,7 @@ func (s *Stream) begin(ctx context.Context, always bool) error {
 
 // CloseSend says that no more messages follow from this side: the other side's
 // Recv returns io.EOF behind them. Receiving goes on.
-func (s *Stream) CloseSend() error { return s.closeSend(s.ctx) }
+func (s *Stream) CloseSend() error { return s.closeSend(&s.life) }
 
 func (s *Stream) closeSend(ctx context.Context) error {
 	c := s.conn

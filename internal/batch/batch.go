@@ -89,6 +89,8 @@ type Writer struct {
 	room     Gate    // those who wait for pending to shrink
 	limit    int     // how many bytes may be pending for those who do not wait
 	waited   bool    // who asks next has waited, unless it finds another reason to
+	scope    *Scope  // of who writes and waits, if it has one
+	poked    bool    // it has ended meanwhile
 	idle     []chan struct{}
 	waiters  []*waiter // that nobody uses
 	err      error

@@ -30,7 +30,7 @@ func TestQueueDirectKeepsTheOrder(t *testing.T) {
 				rng := rand.New(rand.NewPCG(uint64(s), 7))
 				for i := range uint32(n) {
 					rec := record(s, i, rng.IntN(40<<10))
-					ctx, cancel := patience(rng)
+					ctx, cancel := patience(w, rng)
 					w.Lock()
 					if err := w.WaitRoom(context.Background(), len(rec)); err != nil {
 						t.Error(err)

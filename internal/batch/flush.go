@@ -270,7 +270,11 @@ func (w *Writer) finish(ctx context.Context) (whole bool, n int, err error) {
 	if ctx.Err() != nil {
 		return false, 0, nil
 	}
-	calm := w.pokedBy(ctx)
+	scope, _ := ctx.(*Scope)
+	calm := w.calm
+	if w.scope = scope; scope == nil {
+		calm = w.pokedBy(ctx)
+	}
 	for over := false; !over; {
 		b := w.rest
 		w.mu.Unlock()
@@ -308,6 +312,30 @@ func (w *Writer) pokedBy(ctx context.Context) (calm func() (poked bool)) {
 		w.conn.SetWriteDeadline(time.Time{})
 		return true
 	}
+}
+
+// A Scope is a context that its owner ends by End too, so that who writes and waits
+// need not ask it to tell: that costs more than most such waits.
+type Scope struct{ context.Context }
+
+// End has who writes wait no longer for s, whose Context has ended. Called with the
+// lock held.
+func (w *Writer) End(s *Scope) {
+	if w.scope == s {
+		w.poked = true
+		w.conn.SetWriteDeadline(time.Unix(1, 0))
+	}
+}
+
+// calm is what pokedBy returns, for who waits in a Scope.
+func (w *Writer) calm() (poked bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if poked = w.poked; poked {
+		w.conn.SetWriteDeadline(time.Time{})
+	}
+	w.scope, w.poked = nil, false
+	return poked
 }
 
 // Run is for Config.Go alone: it takes over a batch that was left to it, then

@@ -38,26 +38,32 @@ func TestFlushWaitingWritesTheWholeBatch(t *testing.T) {
 
 // When the context ends, the one who waited goes and the rest is still written.
 func TestFlushWaitingLeavesTheRestWhenItsContextEnds(t *testing.T) {
-	ends(t, func(t *testing.T, a, b net.Conn) {
-		w := start(t, a, Config{})
-		appendRecord(w, 0, 1<<20)
-		ctx, cancel := context.WithCancel(context.Background())
-		returned := make(chan struct{})
-		go func() { defer close(returned); w.FlushWaiting(ctx) }()
-		until(t, w, func() bool { return w.Busy() })
-		cancel()
-		select {
-		case <-returned:
-		case <-time.After(10 * time.Second):
-			t.Fatal("it goes on waiting")
-		}
-		appendRecord(w, 1, 100)
-		w.Flush()
-		checkRecords(t, b, 1, 2)
-		if err := w.Drain(10 * time.Second); err != nil {
-			t.Error(err)
-		}
-	})
+	for _, scoped := range []bool{false, true} {
+		ends(t, func(t *testing.T, a, b net.Conn) {
+			w := start(t, a, Config{})
+			appendRecord(w, 0, 1<<20)
+			ctx, cancel := context.WithCancel(context.Background())
+			if scoped {
+				ctx, cancel = newScope(w)
+			}
+			returned := make(chan struct{})
+			go func() { defer close(returned); w.FlushWaiting(ctx) }()
+			until(t, w, func() bool { return w.Busy() })
+			time.Sleep(time.Millisecond) // it may wait by now
+			cancel()
+			select {
+			case <-returned:
+			case <-time.After(5 * time.Second):
+				t.Fatal("it goes on waiting")
+			}
+			appendRecord(w, 1, 100)
+			w.Flush()
+			checkRecords(t, b, 1, 2)
+			if err := w.Drain(10 * time.Second); err != nil {
+				t.Error(err)
+			}
+		})
+	}
 }
 
 // lingering is a connection whose deadlines are slow to come and to go, but for those
@@ -71,12 +77,31 @@ func (c lingering) SetWriteDeadline(t time.Time) error {
 	return c.UnixConn.SetWriteDeadline(t)
 }
 
-// patience returns a context that ends soon, or one that never does.
-func patience(rng *rand.Rand) (context.Context, context.CancelFunc) {
-	if rng.IntN(2) == 0 {
-		return context.WithTimeout(context.Background(), time.Duration(rng.IntN(200))*time.Microsecond)
+// patience returns a context that ends soon, which may be a Scope of w, or one that
+// never does.
+func patience(w *Writer, rng *rand.Rand) (context.Context, context.CancelFunc) {
+	soon := time.Duration(rng.IntN(200)) * time.Microsecond
+	switch rng.IntN(3) {
+	case 0:
+		return context.WithTimeout(context.Background(), soon)
+	case 1:
+		s, cancel := newScope(w)
+		time.AfterFunc(soon, cancel)
+		return s, cancel
 	}
 	return context.Background(), func() {}
+}
+
+// newScope returns a Scope of w, and what ends it.
+func newScope(w *Writer) (*Scope, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(context.Background())
+	s := &Scope{ctx}
+	return s, func() {
+		w.Lock()
+		cancel()
+		w.End(s)
+		w.Unlock()
+	}
 }
 
 // However the end of the context and the connection's readiness fall together,
@@ -103,7 +128,7 @@ func TestFlushWaitingWhileContextsEnd(t *testing.T) {
 					}
 					w.Put(append(w.Buffer(), rec...))
 					w.Unlock()
-					ctx, cancel := patience(rng)
+					ctx, cancel := patience(w, rng)
 					w.FlushWaiting(ctx)
 					cancel()
 				}
@@ -112,6 +137,48 @@ func TestFlushWaitingWhileContextsEnd(t *testing.T) {
 		wg.Wait()
 		if err := w.Drain(10 * time.Second); err != nil || failed != nil {
 			t.Errorf("Drain: %v, failed: %v", err, failed)
+			a.Close()
+		}
+		<-read
+	})
+}
+
+// clearing calls a function when the deadline of a write that has waited is cleared.
+type clearing struct {
+	*net.UnixConn
+	cleared func()
+}
+
+func (c clearing) SetWriteDeadline(t time.Time) error {
+	err := c.UnixConn.SetWriteDeadline(t)
+	if t.IsZero() {
+		c.cleared()
+	}
+	return err
+}
+
+// A Scope that ends when a write has just waited in vain for that leaves no deadline
+// to the next.
+func TestScopeEndsBehindTheWait(t *testing.T) {
+	ends(t, func(t *testing.T, a, b net.Conn) {
+		u, ok := a.(*net.UnixConn)
+		if !ok {
+			t.Skip("only Run writes")
+		}
+		var end func()
+		var once sync.Once
+		w := start(t, clearing{u, func() { once.Do(end) }}, Config{})
+		s, cancel := newScope(w)
+		end = cancel
+		appendRecord(w, 0, 1<<20)
+		read := make(chan struct{})
+		go func() { defer close(read); checkRecords(t, b, 1, 1) }()
+		w.FlushWaiting(s)
+		if s.Err() == nil {
+			t.Error("it has not waited")
+		}
+		if err := w.Drain(10 * time.Second); err != nil {
+			t.Error(err)
 			a.Close()
 		}
 		<-read
