@@ -535,3 +535,52 @@ func TestHeaderOfAStreamThatFailedIsKept(t *testing.T) {
 		t.Errorf("Header behind the end: %v, %v", md, err)
 	}
 }
+
+// A message of several frames is put together where it is wanted: memory of its own
+// for each would keep the collector busy.
+func TestAppendRecvPutsFramesTogetherInPlace(t *testing.T) {
+	overTransports(t, func(t *testing.T, transport string) {
+		const large, n, before = 300 << 10, 20, "before it"
+		messages := make([][]byte, n)
+		for i := range messages {
+			messages[i] = fill(large+i, uint64(i))
+		}
+		m := NewMux()
+		m.HandleStream("s", func(s *Stream) error {
+			buf := append(make([]byte, 0, large+100), before...)
+			var first, last runtime.MemStats
+			for i, want := range messages {
+				if i == n/2 {
+					runtime.ReadMemStats(&first)
+				}
+				got, err := s.AppendRecv(buf)
+				if err != nil {
+					return err
+				}
+				if string(got[:len(before)]) != before || !bytes.Equal(got[len(before):], want) {
+					return fmt.Errorf("message %d: %d bytes, which are others", i, len(got))
+				}
+				if got, err = s.AppendRecv(got[:0]); err != nil || len(got) != 1 || got[0] != byte(i) {
+					return fmt.Errorf("behind message %d: %v, %w", i, got, err)
+				}
+				copy(buf, before)
+			}
+			runtime.ReadMemStats(&last)
+			if got := (last.TotalAlloc - first.TotalAlloc) / (n / 2); got > 3*large/2 && !raceEnabled { // whose pools forget
+				return fmt.Errorf("%d bytes allocated for a message of %d", got, large)
+			}
+			return nil
+		})
+		x, _ := pair(t, transport, nil, serves(m))
+		s := openStream(t, x, "s")
+		defer s.Close()
+		for i, msg := range messages {
+			if s.Send(msg) != nil || s.Send([]byte{byte(i)}) != nil { // the second one in one frame
+				break
+			}
+		}
+		if _, err := s.Recv(); err != io.EOF {
+			t.Error(err)
+		}
+	})
+}

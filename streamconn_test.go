@@ -360,3 +360,43 @@ func TestStreamConnCloseAfterRecv(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A deadline that passes when a part of a message has arrived loses nothing of it.
+func TestStreamConnDeadlineInsideAMessage(t *testing.T) {
+	for _, size := range []int{1, 4, 100} {
+		for _, aborted := range []bool{false, true} {
+			a := meetStreams(t, way{"unix", false}, nil, nil)
+			s := openStream(t, a.c, "x")
+			c := s.NetConn()
+			if err := s.SendHeader(); err != nil {
+				t.Fatal(err)
+			}
+			a.next(FrameOpen)
+			rest, want := dataBackPart(0, "ghi"), "abcdefghi"
+			if aborted {
+				rest, want = cat(abortBack(1), dataBack("jk")), "jk"
+			}
+			for _, part := range [][]byte{dataBackBegin(9, "abc"), dataBackPart(FlagMore, "def")} {
+				a.send(part)
+				c.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+				if n, err := c.Read(make([]byte, size)); n != 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Fatalf("%d bytes, %v", n, err)
+				}
+			}
+			a.send(rest)
+			c.SetReadDeadline(time.Time{})
+			got := make([]byte, len(want))
+			for n := 0; n < len(got); {
+				m, err := c.Read(got[n:min(n+size, len(got))])
+				if n += m; err != nil {
+					t.Fatal(err)
+				}
+			}
+			if string(got) != want {
+				t.Errorf("read %d at a time, aborted %v: %q, want %q", size, aborted, got, want)
+			}
+			c.Close()
+			a.close()
+		}
+	}
+}

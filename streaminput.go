@@ -49,8 +49,8 @@ type streamInput struct {
 	receiving bool
 	cur       []segment // taken from the queue
 	at, pos   int       // the segment, and the place in it, of the next frame
-	part      []byte    // of a message whose rest is still to come
-	partLen   int       // its announced total
+	part      []byte    // what a call that was stopped has of a message whose rest is still to come
+	partLen   int       // the announced total of a message whose rest is still to come
 	count     int       // cost of received messages that handled does not have yet
 	expect    int       // length of the next message, if it is like the last large one; else 0
 	place     *directInput
@@ -236,6 +236,7 @@ func (s *Stream) plain() (msg []byte, ok bool) {
 func (s *Stream) recv(dst []byte, stop <-chan struct{}) ([]byte, error) {
 	in := &s.in
 	start := len(dst)
+	dst, in.part = append(dst, in.part...), nil
 	for {
 		for in.at < len(in.cur) && !in.cutOff.Load() {
 			if msg, ok := s.plain(); ok {
@@ -254,7 +255,7 @@ func (s *Stream) recv(dst []byte, stop <-chan struct{}) ([]byte, error) {
 			in.pos += end
 			if FrameType(b[4]) == FrameAbort {
 				in.count += in.partLen + messageCost
-				in.part, in.partLen = in.part[:0], 0
+				dst, in.partLen = dst[:start], 0
 				s.credit()
 				continue
 			}
@@ -262,20 +263,12 @@ func (s *Stream) recv(dst []byte, stop <-chan struct{}) ([]byte, error) {
 			if flags&FlagBegin != 0 {
 				in.partLen = int(f.u32())
 			}
-			in.part = appendGrown(in.part, f.b, in.partLen-len(in.part)-len(f.b))
+			dst = appendGrown(dst, f.b, in.partLen-(len(dst)-start)-len(f.b))
 			if flags&FlagMore != 0 {
 				continue
 			}
-			in.count += len(in.part) + messageCost
-			if start == 0 && cap(dst) < len(in.part) { // it is the caller's from now on
-				dst, in.part = in.part, nil
-			} else {
-				dst, in.part = append(dst, in.part...), in.part[:0]
-			}
+			in.count += len(dst) - start + messageCost
 			in.partLen = 0
-			if cap(in.part) > maxFrame {
-				in.part = nil
-			}
 			s.credit()
 			return dst, nil
 		}
@@ -286,7 +279,10 @@ func (s *Stream) recv(dst []byte, stop <-chan struct{}) ([]byte, error) {
 			return got, nil
 		}
 		if err != nil {
-			return dst, err
+			if err == errRecvStopped {
+				in.part = append(in.part, dst[start:]...)
+			}
+			return dst[:start], err
 		}
 	}
 }
@@ -298,7 +294,7 @@ func (s *Stream) refill(stop <-chan struct{}, d *directInput) error {
 		in.mu.Lock()
 		switch {
 		case in.err != nil && in.cutOff.Load():
-			in.cur, in.at, in.pos, in.part, in.partLen = nil, 0, 0, nil, 0
+			in.cur, in.at, in.pos, in.partLen = nil, 0, 0, 0
 			fallthrough
 		case in.err != nil && len(in.queue) == 0:
 			defer in.mu.Unlock()
