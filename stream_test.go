@@ -584,3 +584,49 @@ func TestAppendRecvPutsFramesTogetherInPlace(t *testing.T) {
 		}
 	})
 }
+
+// A message that was aborted leaves its memory to nobody: the other side has chosen
+// how much that is.
+func TestAbortedMessageLeavesNoMemory(t *testing.T) {
+	const total, part = 900 << 10, 60 << 10
+	a := meetStreams(t, way{"unix", false}, &Config{Limits: Limits{MaxMessage: 1 << 20}}, nil)
+	s := openStream(t, a.c, "x")
+	if err := s.SendHeader(); err != nil {
+		t.Fatal(err)
+	}
+	a.next(FrameOpen)
+	go func() {
+		a.send(dataBackBegin(total, string(make([]byte, part))))
+		for range 10 {
+			a.send(dataBackPart(FlagMore, string(make([]byte, part))))
+		}
+		a.send(cat(abortBack(1), dataBack("behind it")))
+	}()
+	if b, err := s.Recv(); string(b) != "behind it" || err != nil || cap(b) > 1024 {
+		t.Errorf("%q of capacity %d, %v", b, cap(b), err)
+	}
+}
+
+// A Recv that fails inside a message keeps its part: where the reader still takes in
+// the rest, the tail must not look like a message.
+func TestRecvFailsInsideAMessage(t *testing.T) {
+	a := meetStreams(t, way{"unix", false}, nil, nil)
+	s := openStream(t, a.c, "x")
+	if err := s.SendHeader(); err != nil {
+		t.Fatal(err)
+	}
+	a.next(FrameOpen)
+	a.send(dataBackBegin(9, "abc"))
+	until(t, "a part to arrive", s.in.there)
+	over := errors.New("over")
+	s.in.end(over, false) // as at the connection's end, which the reader has not seen yet
+	before := []byte("before")
+	if b, err := s.AppendRecv(before); string(b) != "before" || err != over {
+		t.Errorf("%q, %v", b, err)
+	}
+	s.in.put(dataBackPart(FlagMore, "def"), nil, true)
+	s.in.put(dataBackPart(0, "ghi"), nil, true)
+	if b, err := s.AppendRecv(before); string(b) != "beforeabcdefghi" || err != nil {
+		t.Errorf("%q, %v", b, err)
+	}
+}

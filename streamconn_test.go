@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -398,5 +399,43 @@ func TestStreamConnDeadlineInsideAMessage(t *testing.T) {
 			c.Close()
 			a.close()
 		}
+	}
+}
+
+// Who polls while a large message arrives pays for what arrives, not each time for
+// all that has.
+func TestStreamConnPolledInsideALargeMessage(t *testing.T) {
+	const parts, size = 60, 60 << 10
+	a := meetStreams(t, way{"unix", false}, &Config{Limits: Limits{MaxMessage: 64 << 20}}, nil)
+	s := openStream(t, a.c, "x")
+	c := s.NetConn()
+	if err := s.SendHeader(); err != nil {
+		t.Fatal(err)
+	}
+	a.next(FrameOpen)
+	want := fill(parts*size, 1)
+	buf := make([]byte, 2*size)
+	var first, last runtime.MemStats
+	runtime.ReadMemStats(&first)
+	for at := 0; at < len(want)-size; at += size {
+		if at == 0 {
+			a.send(dataBackBegin(uint32(len(want)), string(want[:size])))
+		} else {
+			a.send(dataBackPart(FlagMore, string(want[at:at+size])))
+		}
+		c.SetReadDeadline(time.Now().Add(time.Millisecond))
+		if n, err := c.Read(buf); n != 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatalf("%d bytes, %v", n, err)
+		}
+	}
+	runtime.ReadMemStats(&last)
+	if got := last.TotalAlloc - first.TotalAlloc; got > 10*uint64(len(want)) {
+		t.Errorf("%d bytes allocated for a message of %d", got, len(want))
+	}
+	a.send(dataBackPart(0, string(want[len(want)-size:])))
+	c.SetReadDeadline(time.Time{})
+	got := make([]byte, len(want))
+	if _, err := io.ReadFull(c, got); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("what was read is something else (%v)", err)
 	}
 }

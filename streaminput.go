@@ -49,7 +49,7 @@ type streamInput struct {
 	receiving bool
 	cur       []segment // taken from the queue
 	at, pos   int       // the segment, and the place in it, of the next frame
-	part      []byte    // what a call that was stopped has of a message whose rest is still to come
+	part      []byte    // what a call that failed has of a message whose rest is still to come
 	partLen   int       // the announced total of a message whose rest is still to come
 	count     int       // cost of received messages that handled does not have yet
 	expect    int       // length of the next message, if it is like the last large one; else 0
@@ -235,8 +235,14 @@ func (s *Stream) plain() (msg []byte, ok bool) {
 // recv is AppendRecv that gives up, with errRecvStopped, when stop is closed.
 func (s *Stream) recv(dst []byte, stop <-chan struct{}) ([]byte, error) {
 	in := &s.in
-	start := len(dst)
-	dst, in.part = append(dst, in.part...), nil
+	start, given := len(dst), dst
+	if part := in.part; len(part) > 0 {
+		if in.part = nil; start == 0 {
+			dst = part
+		} else {
+			dst = append(dst, part...)
+		}
+	}
 	for {
 		for in.at < len(in.cur) && !in.cutOff.Load() {
 			if msg, ok := s.plain(); ok {
@@ -255,7 +261,7 @@ func (s *Stream) recv(dst []byte, stop <-chan struct{}) ([]byte, error) {
 			in.pos += end
 			if FrameType(b[4]) == FrameAbort {
 				in.count += in.partLen + messageCost
-				dst, in.partLen = dst[:start], 0
+				dst, in.partLen = given, 0
 				s.credit()
 				continue
 			}
@@ -279,12 +285,21 @@ func (s *Stream) recv(dst []byte, stop <-chan struct{}) ([]byte, error) {
 			return got, nil
 		}
 		if err != nil {
-			if err == errRecvStopped {
-				in.part = append(in.part, dst[start:]...)
+			if in.partLen > 0 {
+				in.keep(dst[start:], given)
 			}
-			return dst[:start], err
+			return given, err
 		}
 	}
+}
+
+// keep has the next call go on with the part of a message, which may lie in the
+// capacity of what the caller has given.
+func (in *streamInput) keep(part, given []byte) {
+	if free := given[len(given):cap(given)]; len(part) > 0 && len(free) > 0 && &part[0] == &free[0] {
+		part = append([]byte(nil), part...)
+	}
+	in.part = part
 }
 
 // refill takes what is in the queue, waiting until there is something, or in d.
