@@ -213,8 +213,8 @@ func waitForFlow(t *testing.T) {
 			t.Fatal("the timer is there long after the last large call")
 		}
 	}
-	process.mu.Lock() // it has gone when what ran for it is done too
-	process.mu.Unlock()
+	process.mu.Lock() // what ran for it is done too
+	defer process.mu.Unlock()
 }
 
 // A timer is needed where calls are untold, and only there.
