@@ -538,7 +538,7 @@ func TestHeaderOfAStreamThatFailedIsKept(t *testing.T) {
 
 // A message of several frames is put together where it is wanted: memory of its own
 // for each would keep the collector busy.
-func TestAppendRecvPutsFramesTogetherInPlace(t *testing.T) {
+func TestAppendRecvPutsPartsTogetherInPlace(t *testing.T) {
 	overTransports(t, func(t *testing.T, transport string) {
 		const large, n, before = 300 << 10, 20, "before it"
 		messages := make([][]byte, n)
