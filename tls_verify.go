@@ -103,7 +103,7 @@ func (v *verifier) check(leaf *x509.Certificate, between []*x509.Certificate, no
 		return "the certificate is not valid yet", nil
 	case now.After(leaf.NotAfter):
 		return "the certificate has expired", nil
-	case leaf.KeyUsage != 0 && leaf.KeyUsage&x509.KeyUsageDigitalSignature == 0: // RFC 8446, 4.4.2.2
+	case !maySign(leaf):
 		return "the certificate's key is not for signing", nil
 	}
 	if v.pin != "" {
@@ -119,6 +119,17 @@ func (v *verifier) check(leaf *x509.Certificate, between []*x509.Certificate, no
 		return v.checkSVID(leaf)
 	}
 	return v.checkNames(leaf)
+}
+
+// keyUsageID is the extension of RFC 5280, 4.2.1.3.
+var keyUsageID = asn1.ObjectIdentifier{2, 5, 29, 15}
+
+// maySign reports whether the certificate lets its key sign, as TLS has it do (RFC
+// 8446, 4.4.2.2): it says nothing of what the key is for, or that among it. To say
+// that it is for nothing is not to say nothing, though KeyUsage is 0 for both.
+func maySign(leaf *x509.Certificate) bool {
+	return leaf.KeyUsage&x509.KeyUsageDigitalSignature != 0 ||
+		!slices.ContainsFunc(leaf.Extensions, func(e pkix.Extension) bool { return e.Id.Equal(keyUsageID) })
 }
 
 // checkChain checks who has signed the certificate, and for what use.
