@@ -78,7 +78,10 @@ var workloadID = regexp.MustCompile(`^spiffe://example\.org(/[-._A-Za-z0-9]+)+$`
 var dots = regexp.MustCompile(`/\.\.?(/|$)`)
 
 func readRules(t *testing.T, c *x509.Certificate) rules {
-	var constraints asn1.RawValue
+	var constraints struct {
+		IsCA bool `asn1:"optional"`
+		Len  int  `asn1:"optional,default:-1"`
+	}
 	var usage asn1.BitString
 	var uses []asn1.ObjectIdentifier
 	var names []asn1.RawValue
@@ -100,15 +103,9 @@ func readRules(t *testing.T, c *x509.Certificate) rules {
 			return rules{} // what this cannot read, nobody should accept
 		}
 	}
-	isCA := false
-	if b := constraints.Bytes; len(b) > 0 && b[0] == asn1.TagBoolean { // x509 takes no notice of what is behind it
-		if _, err := asn1.Unmarshal(b, &isCA); err != nil {
-			return rules{}
-		}
-	}
 	now := time.Now()
 	hasUsage := usage.BitLength > 0
-	r := rules{leaf: !isCA && !now.Before(c.NotBefore) && !now.After(c.NotAfter) && (!hasUsage || usage.At(0) == 1)}
+	r := rules{leaf: !constraints.IsCA && !now.Before(c.NotBefore) && !now.After(c.NotAfter) && (!hasUsage || usage.At(0) == 1)}
 	const anyUse, serverAuth, clientAuth = "2.5.29.37.0", "1.3.6.1.5.5.7.3.1", "1.3.6.1.5.5.7.3.2"
 	forUse := map[string]bool{}
 	for _, u := range uses {

@@ -99,6 +99,8 @@ func (v *verifier) check(leaf *x509.Certificate, between []*x509.Certificate, no
 	switch {
 	case leaf.IsCA:
 		return "the certificate is of an authority (CA:true)", nil
+	case !constraintsReadable(leaf):
+		return "the certificate's constraints cannot be read", nil
 	case now.Before(leaf.NotBefore):
 		return "the certificate is not valid yet", nil
 	case now.After(leaf.NotAfter):
@@ -121,15 +123,43 @@ func (v *verifier) check(leaf *x509.Certificate, between []*x509.Certificate, no
 	return v.checkNames(leaf)
 }
 
-// keyUsageID is the extension of RFC 5280, 4.2.1.3.
-var keyUsageID = asn1.ObjectIdentifier{2, 5, 29, 15}
+// Extensions of RFC 5280, 4.2.1.3, 4.2.1.6 and 4.2.1.9.
+var (
+	keyUsageID         = asn1.ObjectIdentifier{2, 5, 29, 15}
+	subjectAltNameID   = asn1.ObjectIdentifier{2, 5, 29, 17}
+	basicConstraintsID = asn1.ObjectIdentifier{2, 5, 29, 19}
+)
+
+// extension returns the value of one of the certificate's extensions, and whether it is there.
+func extension(leaf *x509.Certificate, id asn1.ObjectIdentifier) (value []byte, ok bool) {
+	i := slices.IndexFunc(leaf.Extensions, func(e pkix.Extension) bool { return e.Id.Equal(id) })
+	if i < 0 {
+		return nil, false
+	}
+	return leaf.Extensions[i].Value, true
+}
+
+// constraintsReadable reports whether the whole of what says CA:false was understood:
+// x509 takes no notice of what is behind that.
+func constraintsReadable(leaf *x509.Certificate) bool {
+	value, ok := extension(leaf, basicConstraintsID)
+	if !ok {
+		return true
+	}
+	var constraints struct {
+		IsCA bool `asn1:"optional"`
+		Len  int  `asn1:"optional,default:-1"`
+	}
+	_, err := asn1.Unmarshal(value, &constraints)
+	return err == nil
+}
 
 // maySign reports whether the certificate lets its key sign, as TLS has it do (RFC
 // 8446, 4.4.2.2): it says nothing of what the key is for, or that among it. To say
 // that it is for nothing is not to say nothing, though KeyUsage is 0 for both.
 func maySign(leaf *x509.Certificate) bool {
-	return leaf.KeyUsage&x509.KeyUsageDigitalSignature != 0 ||
-		!slices.ContainsFunc(leaf.Extensions, func(e pkix.Extension) bool { return e.Id.Equal(keyUsageID) })
+	_, says := extension(leaf, keyUsageID)
+	return !says || leaf.KeyUsage&x509.KeyUsageDigitalSignature != 0
 }
 
 // checkChain checks who has signed the certificate, and for what use.
@@ -215,9 +245,8 @@ func (v *verifier) checkSVID(leaf *x509.Certificate) (string, error) {
 // an empty fragment and writes the scheme in small letters.
 func hasURI(leaf *x509.Certificate, uri string) bool {
 	name, err := asn1.Marshal(asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: 6, Bytes: []byte(uri)}) // RFC 5280, 4.2.1.6
-	return err == nil && slices.ContainsFunc(leaf.Extensions, func(e pkix.Extension) bool {
-		return e.Id.Equal(asn1.ObjectIdentifier{2, 5, 29, 17}) && bytes.Contains(e.Value, name)
-	})
+	names, ok := extension(leaf, subjectAltNameID)
+	return err == nil && ok && bytes.Contains(names, name)
 }
 
 // Bounds of SPIFFE IDs, of
