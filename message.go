@@ -112,7 +112,7 @@ func (c *Conn) sendFragments(ctx context.Context, m *message, stop func(begun bo
 				c.flushLocked(ctx)
 				if c.othersWait(m, served) { // whose messages are small and should not wait for a slice of the processor
 					c.out.Unlock()
-					yield.Thread()
+					yield.All()
 					c.out.Lock()
 				}
 				continue

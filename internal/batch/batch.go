@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/plugwire/plugwire/internal/sockio"
+	"github.com/plugwire/plugwire/internal/spinlock"
 )
 
 const (
@@ -68,7 +69,7 @@ type Writer struct {
 
 	// The lock is held for appending, never for a system call. Owners may keep
 	// state of their own under it (Lock, Unlock).
-	mu       sync.Mutex
+	mu       spinlock.Mutex
 	pending  *buffer // nil when empty
 	out      *buffer // the batch that the holder of writing sends
 	rest     []byte  // what of out is still to be sent
@@ -107,20 +108,8 @@ func New(conn net.Conn, cfg Config) *Writer {
 	return w
 }
 
-// spins is how often Lock tries before it waits. The lock is held for less time than
-// it takes to wait and be woken, but a sync.Mutex waits at once while its processor
-// has other goroutines to run.
-const spins = 100
-
 // Lock takes the lock that guards the pending buffer.
-func (w *Writer) Lock() {
-	for range spins {
-		if w.mu.TryLock() {
-			return
-		}
-	}
-	w.mu.Lock()
-}
+func (w *Writer) Lock() { w.mu.Lock() }
 
 // TryLock takes the lock if it is free. It costs no call, where that matters: Lock does.
 func (w *Writer) TryLock() bool { return w.mu.TryLock() }

@@ -5,13 +5,13 @@ import (
 	"testing"
 )
 
-// TestThreadLetsOthersRun: with one processor another goroutine gets its turn.
-func TestThreadLetsOthersRun(t *testing.T) {
+// TestAllLetsOthersRun: with one processor another goroutine gets its turn.
+func TestAllLetsOthersRun(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	ran := make(chan struct{})
 	go close(ran)
 	for range 1000 {
-		Thread()
+		All()
 		select {
 		case <-ran:
 			return
