@@ -103,7 +103,7 @@ var acceptorScripts = []script{
 	{name: "running CANCEL repeated", send: cat(frame(FrameCall, 0, mWait, 1), cancelFrame(1), cancelFrame(1), cancelFrame(1)), want: []string{"ERROR BACK 1 #1"}},
 	{name: "running CANCEL frees nothing", send: cat(slowCall(1), cancelFrame(1), callFrame(1, "x")), closed: "in use"},
 	{name: "running ABORT", send: cat(slowCall(1), abortFrame(1)), closed: "ABORT"},
-	{name: "running deadline", send: frame(FrameCall, FlagDeadline, mWait, 1, uint64(5e6)), want: []string{"ERROR BACK 4 #1"}},
+	{name: "running deadline", send: frame(FrameCall, FlagDeadline, mWait, 1, uint64(250e6)), want: []string{"ERROR BACK 4 #1"}},
 
 	// Ids.
 	{name: "id 0 CALL", send: callFrame(0, "x"), closed: "slot 0"},

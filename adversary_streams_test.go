@@ -304,8 +304,8 @@ var streamAcceptorScripts = []streamScript{
 	{name: "handler's error without a code", send: openFrame(sBad, 1), want: []string{"CLOSE BACK|LAST 2 #1"}},
 
 	// Deadlines.
-	{name: "deadline", send: frame(FrameOpen, FlagDeadline, sWait, 1, uint64(5e6)), want: []string{"CLOSE BACK|LAST 4 #1"}},
-	{name: "deadline while it receives", send: frame(FrameOpen, FlagDeadline, sRecv, 1, uint64(50e6)), want: []string{"CLOSE BACK|LAST 4 #1"}},
+	{name: "deadline", send: frame(FrameOpen, FlagDeadline, sWait, 1, uint64(250e6)), want: []string{"CLOSE BACK|LAST 4 #1"}},
+	{name: "deadline while it receives", send: frame(FrameOpen, FlagDeadline, sRecv, 1, uint64(250e6)), want: []string{"CLOSE BACK|LAST 4 #1"}},
 	{name: "deadline passed", send: frame(FrameOpen, FlagDeadline, sRecv, 1, uint64(0)), want: []string{"RESET BACK|LAST|NOTRUN 4 #1"}},
 	{name: "deadline out of range", send: frame(FrameOpen, FlagDeadline, sWait, 1, uint64(1<<63)), closed: "out of range"},
 	{name: "deadline cut short", send: frame(FrameOpen, FlagDeadline, sWait, 1, "1234567"), closed: "shorter"},
