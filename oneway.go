@@ -88,15 +88,6 @@ func (c *Conn) notify(ctx context.Context, method string, msg []byte, pooled boo
 			}
 			return nil
 		}
-		if len(msg) >= batch.Large && c.out.Idle() {
-			n.left -= cost
-			n.sentBytes += uint64(len(msg))
-			n.sentMsgs++
-			b := c.out.Head(frameHeaderLen)
-			putHeader(b, FrameNotify, 0, code, 0, len(msg))
-			c.out.QueueDirect(ctx, b, msg)
-			return nil
-		}
 	}
 	err = c.notifySlow(ctx, &message{kind: FrameNotify, code: code, name: method, payload: msg}, pooled)
 	if err != nil {

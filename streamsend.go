@@ -41,12 +41,6 @@ func (s *Stream) send(ctx context.Context, msg []byte) error {
 		return err
 	}
 	if len(msg) <= c.limits.frame {
-		if len(msg) >= batch.Large && c.out.Idle() {
-			b := c.out.Head(frameHeaderLen)
-			putHeader(b, FrameData, s.back, 0, s.id, len(msg))
-			c.out.QueueDirect(ctx, b, msg)
-			return nil
-		}
 		c.out.Put(append(appendHeader(c.out.Buffer(), FrameData, s.back, 0, s.id, len(msg)), msg...))
 	}
 	c.out.Queue(ctx)

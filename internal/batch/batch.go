@@ -5,7 +5,6 @@
 // the next. Any goroutine may be the flusher for one attempt that does not
 // block (Flush); what the kernel does not take at once is left to a goroutine
 // that is there meanwhile, unless who flushes is ready to wait itself (FlushWaiting).
-// A large message for which nothing has to wait is written from where it is (QueueDirect).
 package batch
 
 import (
@@ -60,10 +59,8 @@ type Writer struct {
 	// fields so that the callback is made once.
 	tryFunc  func(fd uintptr) bool
 	tryBuf   []byte
-	tryHead  []byte          // goes before tryBuf
 	tryWait  context.Context // nil: one attempt
 	tryTimer bool            // a write deadline is set: the attempt has been waiting
-	tryParts sockio.Two      // of both, for the system
 	tryN     int
 	tryErr   error
 
@@ -73,7 +70,6 @@ type Writer struct {
 	pending  *buffer // nil when empty
 	out      *buffer // the batch that the holder of writing sends
 	rest     []byte  // what of out is still to be sent
-	head     []byte  // of what QueueDirect sends
 	sealed   bool    // out is what Seal made, so that positions in it mean nothing
 	writing  bool    // out has an owner
 	left     bool    // which is Run
@@ -160,23 +156,6 @@ func (w *Writer) Queue(ctx context.Context) {
 	if full {
 		w.flush(ctx)
 	}
-}
-
-// Large is from where on a message is worth a write call of its own, which saves
-// a copy of it.
-const Large = 16 << 10
-
-// Idle reports that nothing is pending and nobody writes, so that QueueDirect may be called.
-func (w *Writer) Idle() bool {
-	return w.raw != nil && sockio.TwoAvailable && w.cfg.Seal == nil && !w.writing && w.pending == nil && !w.control && w.err == nil
-}
-
-// Head returns n bytes to fill in for QueueDirect.
-func (w *Writer) Head(n int) []byte {
-	if cap(w.head) < n {
-		w.head = make([]byte, n)
-	}
-	return w.head[:n]
 }
 
 // Len returns how many bytes are pending.

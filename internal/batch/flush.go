@@ -55,12 +55,11 @@ func (w *Writer) seal() error {
 	return nil
 }
 
-// wrote accounts for n bytes of the batch, behind which rest is left; when nothing
-// is, the batch is over.
-func (w *Writer) wrote(n int, rest []byte) (whole bool) {
+// wrote accounts for n bytes of the batch; when nothing is left, the batch is over.
+func (w *Writer) wrote(n int) (whole bool) {
 	w.writes++
 	w.sizes[min(bits.Len(uint(n)/64), len(w.sizes)-1)]++
-	if w.rest = rest; !w.sealed {
+	if w.rest = w.rest[n:]; !w.sealed {
 		w.sent += uint64(n)
 	}
 	if len(w.rest) > 0 {
@@ -96,32 +95,6 @@ func (w *Writer) idleNow() {
 		}
 		w.idle = nil
 	}
-}
-
-// QueueDirect releases the lock, as Queue does, and writes head and body from where
-// they are, waiting for the connection to take them; what is left when ctx ends is
-// copied.
-func (w *Writer) QueueDirect(ctx context.Context, head, body []byte) {
-	w.taken += uint64(len(head) + len(body))
-	w.writing, w.sealed = true, false
-	w.mu.Unlock()
-	w.tryHead = head
-	n, err := w.attempt(body, nil)
-	w.tryHead = nil
-	w.mu.Lock()
-	w.out = buffers.Get().(*buffer)
-	rest := body[min(max(n-len(head), 0), len(body)):]
-	if n < len(head) { // hardly ever
-		w.out.b = append(append(w.out.b[:0], head[n:]...), body...)
-		rest = w.out.b
-	}
-	if w.settle(ctx, n, rest, err) {
-		w.kickOrIdle()
-	} else if w.left { // to Run
-		w.out.b = append(w.out.b[:0], w.rest...)
-		w.rest = w.out.b
-	}
-	w.mu.Unlock()
 }
 
 // A Turn says what a goroutine that appended something, and will now wait for an
@@ -224,7 +197,7 @@ func (w *Writer) flush(ctx context.Context) {
 			n, err = w.attempt(w.rest, nil)
 		}
 		w.mu.Lock()
-		if !w.settle(ctx, n, w.rest[n:], err) {
+		if !w.settle(ctx, n, err) {
 			w.mu.Unlock()
 			return
 		}
@@ -236,9 +209,9 @@ func (w *Writer) flush(ctx context.Context) {
 // settle accounts for an attempt to write a batch that wrote n bytes, and sees to
 // it that the rest is written, by itself when ctx is not nil. It reports whether
 // that has been done. It is called and returns with the lock held.
-func (w *Writer) settle(ctx context.Context, n int, rest []byte, err error) (whole bool) {
+func (w *Writer) settle(ctx context.Context, n int, err error) (whole bool) {
 	if err == nil {
-		whole = w.wrote(n, rest)
+		whole = w.wrote(n)
 	}
 	if err == nil && !whole && ctx != nil {
 		whole, n, err = w.finish(ctx)
@@ -286,7 +259,7 @@ func (w *Writer) finish(ctx context.Context) (whole bool, n int, err error) {
 		}
 		w.mu.Lock()
 		if err == nil && n > 0 {
-			whole = w.wrote(n, w.rest[n:])
+			whole = w.wrote(n)
 		}
 	}
 	return whole, n, err
@@ -358,7 +331,7 @@ func (w *Writer) Run() {
 				w.failed(err)
 				break
 			}
-			w.left = !w.wrote(n, w.rest[n:])
+			w.left = !w.wrote(n)
 		}
 		w.idleNow()
 	}
@@ -389,7 +362,7 @@ func (w *Writer) attempt(b []byte, wait context.Context) (int, error) {
 	w.tryBuf, w.tryWait, w.tryTimer = b, wait, false
 	w.tryN, w.tryErr = 0, nil // the callback may not be called
 	err := w.raw.Write(w.tryFunc)
-	w.tryBuf, w.tryWait = nil, nil // which may be the caller's
+	w.tryBuf, w.tryWait = nil, nil // for the collector
 	if w.tryTimer {
 		w.conn.SetWriteDeadline(time.Time{})
 	}
@@ -403,11 +376,7 @@ func (w *Writer) attempt(b []byte, wait context.Context) (int, error) {
 // try is the callback of attempt: false has the runtime wait until the
 // descriptor is writable and call again.
 func (w *Writer) try(fd uintptr) bool {
-	if w.tryHead != nil {
-		w.tryN, w.tryErr = w.tryParts.Write(fd, w.tryHead, w.tryBuf)
-	} else {
-		w.tryN, w.tryErr = sockio.Write(fd, w.tryBuf, w.tryTimer)
-	}
+	w.tryN, w.tryErr = sockio.Write(fd, w.tryBuf, w.tryTimer)
 	if w.tryN > 0 || w.tryErr != nil || w.tryWait == nil {
 		return true
 	}
